@@ -1,0 +1,140 @@
+"""The contract between the engine and its plugins, in the order in which a training run meets it.
+
+Every hook is a pluggy specification of the project ``engine``. A plugin takes the subset of the
+arguments that it needs, by name; arguments are only ever added. "Provider" hooks are answered by
+exactly one plugin of a compressor's stack (the first result that is not None); "observer" hooks are
+told to every plugin. A wrapper (``@hookimpl(wrapper=True)``) may change a provider's result.
+
+A subclass of ``engine.Pruner`` or ``engine.Quantizer`` implements a hook by defining a method of
+its name; other plugins mark theirs with ``engine.hookimpl``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from engine.compressor import Compressor
+    from engine.quantizer import QuantType
+    from engine.wrapper import Wrapper
+
+PROJECT = "engine"
+#: (major, minor) of this contract: a plugin written for the same major and no later minor works.
+API_VERSION = (1, 0)
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class HookSpecs:
+    """Hook specifications; ``self`` is never passed."""
+
+    # -- once, when the model is attached ------------------------------------------------------
+
+    @hookspec
+    def preprocess_model(self, compressor: Compressor, model: nn.Module) -> None:
+        """Look at or change the model before any layer is wrapped. Observer.
+
+        Called by ``compress()``, once, on the dense model. What is changed here is the plugin's to
+        undo when ``compressor.unwrap()`` is called.
+        """
+
+    # -- each time masks are due ---------------------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def sparsity(self, wrapper: Wrapper, epoch: int) -> float | None:
+        """Return the fraction of ``wrapper``'s weights to remove now, in [0, 1]. Provider.
+
+        Called for each wrapper when masks are due. Schedules wrap this hook, so that any pruner is
+        asked for a mask at the fraction that comes out. None: leave this layer's mask alone.
+        """
+
+    @hookspec(firstresult=True)
+    def calc_mask(
+        self, wrapper: Wrapper, sparsity: float, wrapper_idx: int
+    ) -> dict[str, Tensor] | None:
+        """Return ``{"weight_mask": ..., "bias_mask": ...}`` for one layer. Provider.
+
+        Called after ``sparsity`` for each wrapper whose mask is due: at ``compress()`` and right
+        after ``optimizer.step()``, under ``torch.no_grad()``. A mask has the shape of its parameter
+        (or broadcasts to it), any dtype, and holds zeros and ones; ``bias_mask`` is optional.
+        ``wrapper_idx`` is the wrapper's place in ``get_modules_wrapper()``. None: not known yet
+        (statistics are still being collected); the hook is called again after the next step.
+        Constraints (dependency groups, multiples of 8) wrap this hook and change the mask.
+        """
+
+    # -- each forward pass of a quantized layer ------------------------------------------------
+
+    @hookspec(firstresult=True)
+    def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return the fake-quantized weight: same shape, dtype and device. Provider.
+
+        Called in every forward that uses the weight, under autograd and possibly compilation;
+        ``weight`` must not be changed in place.
+        """
+
+    @hookspec(firstresult=True)
+    def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return the fake-quantized input of a layer. Provider.
+
+        Called in every forward, once for each floating-point tensor among the layer's positional
+        arguments, under autograd and possibly compilation.
+        """
+
+    @hookspec(firstresult=True)
+    def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return the fake-quantized output of a layer. Provider.
+
+        Called in every forward, once for each floating-point tensor that the layer returns.
+        """
+
+    # -- each backward pass of a quantized layer -----------------------------------------------
+
+    @hookspec(firstresult=True)
+    def quant_backward(
+        self,
+        tensor: Tensor,
+        grad_output: Tensor,
+        quant_type: QuantType,
+        wrapper: Wrapper,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
+        qmin: int,
+        qmax: int,
+    ) -> Tensor:
+        """Return the gradient with respect to ``tensor``, the unquantized value. Provider.
+
+        Without this hook the straight-through estimator is used: ``grad_output`` unchanged. Called
+        once for each quantized tensor in backward. ``scale`` and ``zero_point`` are what the
+        quantizer stored on the wrapper for this ``quant_type`` (None if it stored none);
+        ``grad_output`` must not be changed in place. For ``QuantType.GRADIENT`` the value is the
+        layer's output and the result replaces the gradient that flows into the layer.
+        """
+
+    # -- the training loop ---------------------------------------------------------------------
+
+    @hookspec
+    def before_step(self) -> None:
+        """Weights and gradients of one minibatch are both at hand. Observer.
+
+        Called right before ``optimizer.step()``: the place for penalties that are added to the
+        gradient and for importance scores of weight times gradient.
+        """
+
+    @hookspec
+    def step(self) -> None:
+        """A minibatch is done and the weights are updated. Observer.
+
+        Called right after ``optimizer.step()``, before masks are recomputed and applied.
+        """
+
+    @hookspec
+    def update_epoch(self, epoch: int) -> None:
+        """An epoch begins; ``epoch`` counts from 0. Observer.
+
+        Called by ``compressor.update_epoch(epoch)``, before masks are marked as due.
+        """
