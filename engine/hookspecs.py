@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from engine.api_version import API_VERSION as API_VERSION
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from engine.wrapper import Wrapper
 
 PROJECT = "engine"
-#: (major, minor) of this contract: a plugin written for the same major and no later minor works.
-API_VERSION = (1, 0)
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

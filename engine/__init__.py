@@ -1,0 +1,88 @@
+"""A plugin engine for compressing PyTorch models. Names are loaded when they are first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.compressor import Compressor
+    from engine.create import create_compressor
+    from engine.errors import (
+        CheckpointError,
+        ConfigError,
+        EngineError,
+        ExportError,
+        PluginError,
+        Problem,
+    )
+    from engine.experiment import BasicConfig, print_result
+    from engine.export import apply_masks, load_masks, load_quantized
+    from engine.hookspecs import hookimpl
+    from engine.pruner import Pruner
+    from engine.quantizer import QuantGrad, Quantizer, QuantType
+    from engine.report import layer_table
+    from engine.schedule import Schedule
+    from engine.wrapper import Wrapper
+
+_HOME = {
+    "BasicConfig": "engine.experiment",
+    "CheckpointError": "engine.errors",
+    "Compressor": "engine.compressor",
+    "ConfigError": "engine.errors",
+    "EngineError": "engine.errors",
+    "ExportError": "engine.errors",
+    "PluginError": "engine.errors",
+    "Problem": "engine.errors",
+    "Pruner": "engine.pruner",
+    "QuantGrad": "engine.quantizer",
+    "QuantType": "engine.quantizer",
+    "Quantizer": "engine.quantizer",
+    "Schedule": "engine.schedule",
+    "Wrapper": "engine.wrapper",
+    "apply_masks": "engine.export",
+    "create_compressor": "engine.create",
+    "hookimpl": "engine.hookspecs",
+    "layer_table": "engine.report",
+    "load_masks": "engine.export",
+    "load_quantized": "engine.export",
+    "print_result": "engine.experiment",
+}
+
+__all__ = [
+    "BasicConfig",
+    "CheckpointError",
+    "Compressor",
+    "ConfigError",
+    "EngineError",
+    "ExportError",
+    "PluginError",
+    "Problem",
+    "Pruner",
+    "QuantGrad",
+    "QuantType",
+    "Quantizer",
+    "Schedule",
+    "Wrapper",
+    "apply_masks",
+    "create_compressor",
+    "hookimpl",
+    "layer_table",
+    "load_masks",
+    "load_quantized",
+    "print_result",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,111 @@
+"""Saving and restoring a compressor: all or nothing, tensors and plain values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError, nearest
+
+if TYPE_CHECKING:
+    from engine.compressor import Compressor
+    from engine.wrapper import Wrapper
+
+_VERSION = 1
+_MASKS = {"weight_mask": "weight", "bias_mask": "bias"}
+
+
+def state_of(compressor: Compressor) -> dict[str, Any]:
+    """Return the state of ``compressor``: its wrappers, its plugins, where training stands."""
+    return {
+        "version": _VERSION,
+        "algorithms": [part.plugin_name for part in compressor._participants()],
+        "epoch": compressor.epoch,
+        "wrappers": {wrapper.name: _wrapper_state(wrapper) for wrapper in compressor.wrappers},
+        "extra": [dict(part.get_extra_state()) for part in compressor._participants()],
+    }
+
+
+def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
+    """Restore what :func:`state_of` returned.
+
+    Raises:
+        CheckpointError: another version, algorithm or model; nothing was changed.
+    """
+    if not isinstance(state, Mapping) or state.get("version") != _VERSION:
+        raise CheckpointError(
+            "this is not a state of a compressor (compressor.state_dict()); a model's state_dict "
+            "is loaded with load_model_state_dict"
+        )
+    own = [part.plugin_name for part in compressor._participants()]
+    if state["algorithms"] != own:
+        raise CheckpointError(
+            f"the state is of {' + '.join(state['algorithms'])}, the compressor is "
+            f"{' + '.join(own)}"
+        )
+    saved: Mapping[str, Mapping[str, Any]] = state["wrappers"]
+    by_name = {wrapper.name: wrapper for wrapper in compressor.wrappers}
+    faults = [f'layer "{name}" is not configured here' for name in saved if name not in by_name]
+    faults += [f'the state has no layer "{name}"' for name in by_name if name not in saved]
+    for name, wrapper in by_name.items():
+        for mask, parameter_name in _MASKS.items():
+            tensor = saved.get(name, {}).get("buffers", {}).get(mask)
+            parameter = wrapper.module._parameters.get(parameter_name)
+            if tensor is not None and (parameter is None or tensor.shape != parameter.shape):
+                has = "none" if parameter is None else tuple(parameter.shape)
+                faults.append(f'"{name}" {mask}: {tuple(tensor.shape)}, the layer has {has}')
+    if faults:
+        raise CheckpointError(_list("the state does not fit this model", faults))
+    for name, wrapper in by_name.items():
+        for key, value in saved[name]["buffers"].items():
+            # Masks go through here too: None means that the parameter is not masked.
+            wrapper.set_attribute(key, value)
+        for key, value in saved[name]["attributes"].items():
+            setattr(wrapper, key, value)
+    compressor.epoch = state["epoch"]
+    for part, extra in zip(compressor._participants(), state["extra"], strict=True):
+        part.set_extra_state(extra)
+    compressor._weights_replaced()
+
+
+def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load ``state`` into ``model`` when every key and shape fits, else change nothing.
+
+    Raises:
+        CheckpointError: missing, unexpected or differently shaped entries; all of them named.
+    """
+    own = model.state_dict()
+    faults = [
+        f'"{key}" is not in the model' + (f', did you mean "{near}"?' if near else "")
+        for key in state
+        if key not in own
+        for near in [nearest(key, own)]
+    ]
+    faults += [f'"{key}" is missing' for key in own if key not in state]
+    for key, value in state.items():
+        current = own.get(key)
+        if isinstance(current, Tensor):
+            if not isinstance(value, Tensor):
+                faults.append(f'"{key}" is a {type(value).__name__}, not a tensor')
+            elif value.shape != current.shape:
+                faults.append(f'"{key}": {tuple(value.shape)}, the model has {tuple(current.shape)}')
+    if faults:
+        raise CheckpointError(_list("the state_dict does not fit this model", faults))
+    model.load_state_dict(state)
+
+
+def _wrapper_state(wrapper: Wrapper) -> dict[str, Any]:
+    return {
+        "buffers": {
+            key: None if value is None else value.detach().clone()
+            for key, value in wrapper._buffers.items()
+        },
+        "attributes": wrapper.attributes(),
+    }
+
+
+def _list(title: str, faults: list[str]) -> str:
+    shown = faults[:8] + ([f"and {len(faults) - 8} more"] if len(faults) > 8 else [])
+    return "\n  ".join([f"{title}; nothing was changed", *shown])

@@ -1,0 +1,330 @@
+"""What pruners and quantizers share: attaching an algorithm to a model and its training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from engine import checkpoint, config, registry
+from engine.errors import ConfigError, EngineError, Problem
+from engine.optimizer_hooks import OptimizerHooks
+from engine.selection import WEIGHTED_TYPES, Selected, select_layers
+from engine.stack import Stack, describe, placeholder
+from engine.wrapper import Wrapper
+
+#: Methods of the surface that are hooks too. A subclass's own version becomes the hook, and
+#: calling the method still goes through the engine, with or without ``super()``.
+_SURFACE_HOOKS = ("update_epoch", "step")
+_KEEPER = "_engine_compressors"
+
+
+class Compressor:
+    """One algorithm on one model. Nothing in the model changes before :meth:`compress`.
+
+    Args:
+        model: the user's model; it is changed in place and stays the same object.
+        config_list: which layers get what, entries applied in order; see ``docs/configuration``.
+        optimizer: the optimizer that trains the model. Without one, the optimizer that steps the
+            model's parameters is found when it first steps.
+        extensions: extension instances (watchers, constraints) for the stack, innermost first.
+        **arguments: the algorithm's own arguments, checked and completed by its schema; each
+            becomes an attribute.
+
+    Raises:
+        ConfigError: the configuration is wrong by itself or for this model.
+        PluginError: the algorithm and its extensions do not fit together.
+    """
+
+    hooks_by_name: ClassVar[bool] = True
+    kind: ClassVar[str] = ""
+    #: What ``default`` in ``op_types`` stands for.
+    default_op_types: ClassVar[Sequence[str]] = WEIGHTED_TYPES
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _SURFACE_HOOKS:
+            if name in cls.__dict__ and not hasattr(cls.__dict__[name], "_is_placeholder"):
+                setattr(cls, f"_on_{name}", cls.__dict__[name])
+                delattr(cls, name)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]] | None = None,
+        optimizer: Optimizer | None = None,
+        *,
+        extensions: Sequence[object] = (),
+        **arguments: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                [Problem(f"model is a {type(model).__name__}", "/model", None, "needs: nn.Module")],
+                type(self).__name__,
+            )
+        self.bound_model = model
+        self.optimizer = optimizer
+        self.extensions = tuple(extensions)
+        self.epoch = 0
+        self.host: Compressor = self
+        self._describe_plugin()
+        self.config_list, own = self._check(config_list, arguments)
+        for name, value in own.items():
+            setattr(self, name, value)
+        self._hooks: OptimizerHooks | None = None
+        self._stack: Stack | None = None
+        self._collectors: dict[int, list[RemovableHandle]] = {}
+        self._telling: set[str] = set()
+        self.wrappers = [Wrapper(s.module, s.name, s.config) for s in self._select()]
+
+    # -- life cycle ----------------------------------------------------------------------------
+
+    def compress(self) -> nn.Module:
+        """Attach the algorithm and return the model: the same object, ready to be trained on.
+
+        A second call changes nothing.
+        """
+        if self._stack is not None:
+            return self.bound_model
+        stack = Stack([*self._participants(), *self.extensions])
+        self._require(stack)
+        prepare = stack.resolve("preprocess_model")
+        if prepare is not None:
+            prepare(self, self.bound_model)
+            known = {id(wrapper.module): wrapper for wrapper in self.wrappers}
+            self.wrappers[:] = [
+                known.get(id(s.module)) or Wrapper(s.module, s.name, s.config)
+                for s in self._select()
+            ]
+        self._stack = stack
+        try:
+            self._attach(stack)
+        except BaseException:
+            self.unwrap()
+            raise
+        self._tell_step = stack.resolve("step")
+        self._hooks = OptimizerHooks(
+            self.bound_model, self.optimizer, stack.resolve("before_step"), self._after_step
+        )
+        self.bound_model.__dict__.setdefault(_KEEPER, _Keeper()).append(self)
+        return self.bound_model
+
+    def unwrap(self) -> nn.Module:
+        """Detach: hooks, masks and computed weights go, classes and names are as they were."""
+        for identifier in list(self._collectors):
+            self.remove_activation_collector(identifier)
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        if self._stack is not None:
+            self._detach()
+            self._stack = None
+        keeper = self.bound_model.__dict__.get(_KEEPER, ())
+        if self in keeper:
+            keeper.remove(self)
+            if not keeper:
+                del self.bound_model.__dict__[_KEEPER]
+        return self.bound_model
+
+    @placeholder
+    def update_epoch(self, epoch: int) -> None:
+        """Say that epoch ``epoch`` (from 0) begins. Always allowed, also where it has no effect."""
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+            raise EngineError(f"update_epoch takes an epoch number from 0 on, got {epoch!r}")
+        self.host.epoch = self.epoch = epoch
+        self._tell("update_epoch", epoch)
+
+    @placeholder
+    def step(self) -> None:
+        """Say that a minibatch is done. Always allowed.
+
+        With an optimizer everything has been done in ``optimizer.step()`` already; without one,
+        this is where masks are recomputed and applied.
+        """
+        if self._hooks is not None and not self._hooks.seen and "step" not in self._telling:
+            self._after_step()
+
+    # -- layers --------------------------------------------------------------------------------
+
+    def get_modules_wrapper(self) -> list[Wrapper]:
+        """Return one wrapper per layer that the algorithm works on, in the model's order."""
+        return list(self.wrappers)
+
+    def get_modules_to_compress(self) -> list[tuple[Wrapper, Mapping[str, Any]]]:
+        """Return each layer's wrapper with the entry that applies to it."""
+        return [(wrapper, wrapper.config) for wrapper in self.wrappers]
+
+    def set_wrappers_attribute(self, name: str, value: Any) -> None:
+        """Set an attribute on every wrapper; each gets a buffer of its own if it is a tensor."""
+        for wrapper in self.wrappers:
+            wrapper.set_attribute(name, value)
+
+    def add_activation_collector(
+        self, collector: Callable[[Wrapper, tuple[Any, ...], Any], None]
+    ) -> int:
+        """Call ``collector(wrapper, input, output)`` in each forward of each wrapped layer.
+
+        ``input`` is the tuple of positional inputs. Returns an id for
+        :meth:`remove_activation_collector`.
+        """
+        identifier = max(self._collectors, default=0) + 1
+        self._collectors[identifier] = [
+            wrapper.module.register_forward_hook(_Collect(collector, wrapper))
+            for wrapper in self.wrappers
+        ]
+        return identifier
+
+    def remove_activation_collector(self, identifier: int) -> None:
+        """Take a collector away.
+
+        Raises:
+            ValueError: there is no collector with this id.
+        """
+        if identifier not in self._collectors:
+            raise ValueError(
+                f"there is no activation collector {identifier!r}; there are: "
+                f"{sorted(self._collectors) or 'none'}"
+            )
+        for handle in self._collectors.pop(identifier):
+            handle.remove()
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that, beside the model's and optimizer's own, resumes bit-exactly."""
+        return checkpoint.state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: it belongs to another algorithm or model; nothing was changed.
+        """
+        checkpoint.restore(self, state)
+
+    def load_model_state_dict(self, model_state: Mapping[str, Any]) -> None:
+        """Load a plain ``state_dict`` of the model, then apply masks again.
+
+        Raises:
+            CheckpointError: keys or shapes differ; the model is unchanged.
+        """
+        checkpoint.load_model(self.bound_model, model_state)
+        self._weights_replaced()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a subclass must save beside its wrappers; tensors and plain values."""
+        return {}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`get_extra_state`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what a pickled model needs of its algorithm; not the training loop around it."""
+        gone = {"optimizer": None, "_hooks": None, "_stack": None, "_collectors": {}}
+        return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
+
+    # -- for subclasses inside the engine ------------------------------------------------------
+
+    def _participants(self) -> Iterable[Compressor]:
+        """Yield the algorithms of the stack, innermost first."""
+        yield self
+
+    def _require(self, stack: Stack) -> None:
+        """Raise PluginError when the stack lacks a hook that this kind needs."""
+
+    def _attach(self, stack: Stack) -> None:
+        raise NotImplementedError
+
+    def _detach(self) -> None:
+        raise NotImplementedError
+
+    def _optimizer_stepped(self) -> None:
+        """React to an optimizer step, after the ``step`` hooks."""
+
+    def _weights_replaced(self) -> None:
+        """React to weights that were loaded from outside."""
+
+    def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
+        return True
+
+    def _after_step(self) -> None:
+        if self._tell_step is not None:
+            self._tell("step")
+        self._optimizer_stepped()
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        """Call an observer hook once, however its implementations call back."""
+        call = self._stack.resolve(hook) if self._stack is not None else None
+        if call is None or hook in self._telling:
+            return
+        self._telling.add(hook)
+        try:
+            call(*arguments)
+        finally:
+            self._telling.discard(hook)
+
+    def _describe_plugin(self) -> None:
+        plugin = next(
+            (found for cls in type(self).__mro__ if (found := registry.find_class(cls))), None
+        )
+        own = plugin is not None and registry.find_class(type(self)) is not None
+        self.plugin = plugin
+        self.plugin_name = plugin.name if plugin is not None and own else type(self).__name__
+
+    def _check(
+        self, config_list: Sequence[Mapping[str, Any]] | None, arguments: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        return config.check_entries(
+            self.plugin, config_list, arguments, kind=self.kind, source=type(self).__name__
+        )
+
+    def _select(self) -> list[Selected]:
+        return select_layers(
+            self.bound_model,
+            self.config_list,
+            default_types=self.default_op_types,
+            needs_weight=self._needs_weight,
+            source=describe(self),
+        )
+
+
+class _Collect:
+    """A collector on one layer; a copy of the model does not report to the original's owner."""
+
+    def __init__(
+        self, collector: Callable[[Wrapper, tuple[Any, ...], Any], None], wrapper: Wrapper
+    ) -> None:
+        self._call: Callable[[tuple[Any, ...], Any], None] | None = lambda i, o: collector(
+            wrapper, i, o
+        )
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self._call is not None:
+            self._call(inputs, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Collect:
+        return _Collect.__new__(_Collect)._silent()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _silent_collect, ()
+
+    def _silent(self) -> _Collect:
+        self._call = None
+        return self
+
+
+def _silent_collect() -> _Collect:
+    return _Collect.__new__(_Collect)._silent()
+
+
+class _Keeper(list[Compressor]):
+    """Keeps compressors alive as long as their model; copies of the model get an empty one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Keeper:
+        return _Keeper()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Keeper, ()

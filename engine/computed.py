@@ -1,0 +1,93 @@
+"""Weights that are computed from the user's parameter each time they are read.
+
+``layer.weight`` then returns ``transform(parameter)``, whoever reads it: the layer's own forward,
+``nn.MultiheadAttention`` reading ``out_proj.weight``, the fast path of a transformer layer. The
+parameter itself stays where it was, so that ``state_dict`` keys, ``named_parameters`` and their
+order, and an optimizer made before or after are untouched; ``torch.nn.utils.parametrize`` renames
+it and cannot be pickled, which is why it is not used here. The layer's class becomes a subclass of
+itself for as long as anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+Transform = Callable[[Tensor], Tensor]
+_TRANSFORMS = "_engine_transforms"
+
+
+class Stage(IntEnum):
+    """The order of transforms. A mask comes last: zero may not be on a quantizer's grid."""
+
+    QUANTIZE = 0
+    MASK = 1
+
+
+def compute_weight(module: nn.Module, stage: Stage, transform: Transform) -> None:
+    """Let ``module.weight`` be ``transform`` of the parameter, after earlier stages.
+
+    Raises:
+        ValueError: this stage is taken by another transform.
+    """
+    transforms = module.__dict__.setdefault(_TRANSFORMS, {})
+    if stage in transforms:
+        raise ValueError(f"{type(module).__name__}.weight already has a {stage.name} stage")
+    module.__dict__[_TRANSFORMS] = dict(sorted({**transforms, stage: transform}.items()))
+    if not isinstance(module, _Computed):
+        module.__class__ = _computed_class(type(module))
+
+
+def plain_weight(module: nn.Module, stage: Stage) -> None:
+    """Take ``stage`` away again; without stages the layer has its own class back."""
+    transforms = module.__dict__.get(_TRANSFORMS, {})
+    transforms.pop(stage, None)
+    if not transforms and isinstance(module, _Computed):
+        del module.__dict__[_TRANSFORMS]
+        module.__class__ = module.computed_base
+
+
+def is_computed(module: nn.Module, stage: Stage) -> bool:
+    """Return whether ``module.weight`` has a transform at ``stage``."""
+    return stage in module.__dict__.get(_TRANSFORMS, {})
+
+
+class _Computed:
+    """Mixin whose ``weight`` runs the transforms; mixed into the layer's own class."""
+
+    computed_base: type[nn.Module]
+    _parameters: dict[str, Tensor]
+    _engine_transforms: dict[Stage, Transform]
+
+    @property
+    def weight(self) -> Tensor:
+        # A replica of nn.DataParallel has no parameters, its weight is set as an attribute.
+        value = self._parameters.get("weight")
+        if value is None:
+            value = self.__dict__["_engine_replica_weight"]
+        for transform in self._engine_transforms.values():
+            value = transform(value)
+        return value
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        self.__dict__["_engine_replica_weight"] = value
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (self.computed_base,), self.__dict__.copy()
+
+
+@lru_cache(maxsize=None)
+def _computed_class(base: type[nn.Module]) -> type[nn.Module]:
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (_Computed, base), {"computed_base": base, **names})
+
+
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    cls = _computed_class(base)
+    module: nn.Module = cls.__new__(cls)
+    return module

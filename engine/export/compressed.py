@@ -1,0 +1,160 @@
+"""What ``export_model`` writes, for pruners and for quantizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.computed import Stage, is_computed
+from engine.errors import CheckpointError, ExportError
+from engine.export.mask_files import masks_of
+from engine.export.onnx_file import export_onnx
+from engine.export.packed import PackedWeight, pack, to_plain, unpack
+from engine.files import PathLike, load_tensors, save_tensors, write_whole
+
+if TYPE_CHECKING:
+    from engine.pruner import Pruner
+    from engine.quantizer import Quantizer
+    from engine.wrapper import Wrapper
+
+_FORMAT = "engine.quantized"
+_VERSION = 1
+_KEYS = ("scale", "zero_point", "qmin", "qmax", "low", "high")
+
+
+def export_pruned(
+    pruner: Pruner,
+    model_path: PathLike,
+    mask_path: PathLike | None,
+    onnx_path: PathLike | None,
+    input_shape: Sequence[int] | None,
+    device: Any,
+) -> None:
+    """Write a pruned model; see ``Pruner.export_model``."""
+    _needs_path(model_path)
+    state = dict(pruner.bound_model.state_dict())
+    for wrapper in pruner.wrappers:
+        for name in ("weight", "bias"):
+            mask = wrapper.mask(name)
+            key = f"{wrapper.name}.{name}" if wrapper.name else name
+            if mask is not None:
+                state[key] = state[key] * mask
+    if onnx_path is not None:
+        export_onnx(pruner.bound_model, onnx_path, input_shape, device)
+    if mask_path is not None:
+        save_tensors(mask_path, masks_of(pruner.wrappers))
+    save_tensors(model_path, state)
+
+
+def export_quantized(
+    quantizer: Quantizer,
+    model_path: PathLike,
+    calibration_path: PathLike | None,
+    onnx_path: PathLike | None,
+    input_shape: Sequence[int] | None,
+    device: Any,
+) -> None:
+    """Write a quantized model; see ``Quantizer.export_model``."""
+    _needs_path(model_path)
+    if onnx_path is not None:
+        export_onnx(quantizer.bound_model, onnx_path, input_shape, device)
+    if calibration_path is not None:
+        text = json.dumps(calibration_of(quantizer.wrappers), indent=2)
+        write_whole(calibration_path, lambda temporary: temporary.write_text(text))
+    packed = packed_weights(quantizer.wrappers)
+    rest = {
+        key: value
+        for key, value in quantizer.bound_model.state_dict().items()
+        if key not in packed
+    }
+    save_tensors(
+        model_path,
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "quantized": {key: to_plain(weight) for key, weight in packed.items()},
+            "rest": rest,
+        },
+    )
+
+
+def load_quantized(model: nn.Module, path: PathLike) -> nn.Module:
+    """Load a file of ``Quantizer.export_model`` into a plain model; return the model.
+
+    The weights are the fake-quantized ones, bit for bit, in the model's floating dtype.
+
+    Raises:
+        CheckpointError: the file is damaged, of another kind, or does not fit the model, which is
+            then unchanged.
+    """
+    from engine.checkpoint import load_model
+
+    saved = load_tensors(path)
+    if not isinstance(saved, Mapping) or saved.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a quantized model written by export_model")
+    if saved["version"] != _VERSION:
+        raise CheckpointError(
+            f"{path} has version {saved['version']}, this engine reads version {_VERSION}"
+        )
+    state = dict(saved["rest"])
+    state.update((k, unpack(PackedWeight(**v))) for k, v in saved["quantized"].items())
+    load_model(model, state)
+    return model
+
+
+def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
+    """Return the packed weight of each layer whose weight is quantized, by state_dict key.
+
+    Raises:
+        ExportError: a weight is not on a grid of its bits; the layer is named.
+    """
+    from engine.quantizer import QuantType, bits_of, quant_types_of
+
+    packed = {}
+    for wrapper in wrappers:
+        if QuantType.WEIGHT not in quant_types_of(wrapper):
+            continue
+        if not is_computed(wrapper.module, Stage.QUANTIZE):
+            raise ExportError("call compress() before a quantized model is exported")
+        with torch.no_grad():
+            weight = wrapper.module.weight
+        assert isinstance(weight, Tensor)
+        try:
+            key = f"{wrapper.name}.weight" if wrapper.name else "weight"
+            packed[key] = pack(
+                weight,
+                bits_of(wrapper, QuantType.WEIGHT),
+                getattr(wrapper, "weight_scale", None),
+                getattr(wrapper, "weight_zero_point", None),
+                int(getattr(wrapper, "weight_qmin", 0)),
+            )
+        except ExportError as error:
+            raise ExportError(f'layer "{wrapper.name}": {error}') from error
+    return packed
+
+
+def calibration_of(wrappers: Sequence[Wrapper]) -> dict[str, Any]:
+    """Return bits, ranges and scales of each layer as plain values."""
+    from engine.quantizer import bits_of, quant_types_of
+
+    return {
+        wrapper.name: {
+            quant_type.key: {"bits": bits_of(wrapper, quant_type)}
+            | {
+                key: value.tolist() if isinstance(value, Tensor) else value
+                for key in _KEYS
+                if (value := getattr(wrapper, f"{quant_type.key}_{key}", None)) is not None
+            }
+            for quant_type in quant_types_of(wrapper)
+        }
+        for wrapper in wrappers
+    }
+
+
+def _needs_path(model_path: PathLike | None) -> None:
+    if model_path is None:
+        raise ExportError("export_model needs model_path, the file for the model's weights")

@@ -1,0 +1,87 @@
+"""The mask file: ``{layer: {"weight": mask, "bias": mask or None}}``, written by ``torch.save``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError, nearest
+from engine.files import PathLike, load_tensors
+from engine.wrapper import Wrapper
+
+Masks = dict[str, dict[str, Tensor | None]]
+
+
+def masks_of(wrappers: Iterable[Wrapper]) -> Masks:
+    """Return the masks of ``wrappers`` by layer name, as bool tensors on the CPU."""
+    return {
+        wrapper.name: {
+            name: None if mask is None else mask.bool().cpu()
+            for name, mask in (("weight", wrapper.mask("weight")), ("bias", wrapper.mask("bias")))
+        }
+        for wrapper in wrappers
+        if wrapper.mask("weight") is not None
+    }
+
+
+def load_masks(path: PathLike) -> Masks:
+    """Return the masks in a file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else.
+    """
+    masks = load_tensors(path)
+    fits = isinstance(masks, Mapping) and all(
+        isinstance(entry, Mapping)
+        and all(value is None or isinstance(value, Tensor) for value in entry.values())
+        for entry in masks.values()
+    )
+    if not fits:
+        raise CheckpointError(
+            f"{path} is not a mask file\n"
+            '  it must hold {layer: {"weight": mask, "bias": mask or None}}'
+        )
+    return dict(masks)
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Any] | PathLike) -> None:
+    """Multiply masks into the weights of a plain model, all of them or none.
+
+    Args:
+        model: a model with the layers that the masks name; changed in place.
+        masks: a mask file or what :func:`load_masks` returns.
+
+    Raises:
+        CheckpointError: a layer does not exist or a mask has another shape; nothing was changed.
+    """
+    loaded = masks if isinstance(masks, Mapping) else load_masks(masks)
+    layers = dict(model.named_modules(remove_duplicate=False))
+    faults: list[str] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, entry in loaded.items():
+        if name not in layers:
+            near = nearest(name, layers)
+            faults.append(f'no layer "{name}"' + (f', did you mean "{near}"?' if near else ""))
+            continue
+        for key, mask in entry.items():
+            if mask is None:
+                continue
+            parameter = layers[name]._parameters.get(key)
+            if parameter is None:
+                faults.append(f'layer "{name}" has no {key}')
+            elif parameter.shape != mask.shape:
+                faults.append(
+                    f'"{name}" {key}: mask {tuple(mask.shape)}, parameter {tuple(parameter.shape)}'
+                )
+            else:
+                pairs.append((parameter, mask))
+    if faults:
+        raise CheckpointError(
+            "\n  ".join(["the masks do not fit this model; nothing was changed", *faults[:8]])
+        )
+    for parameter, mask in pairs:
+        parameter.mul_(mask.to(parameter.device))

@@ -1,0 +1,77 @@
+"""Files that are written whole or not at all, and loaded without running code from them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import CheckpointError, ExportError
+
+PathLike = str | os.PathLike[str]
+
+
+def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
+    """Call ``write(temporary)`` and move the result to ``path`` only when it is complete.
+
+    The temporary file is in the same folder, so that the move is one atomic rename; it is removed
+    when anything goes wrong (a killed process leaves it under its temporary name).
+
+    Raises:
+        ExportError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    try:
+        descriptor, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=".part"
+        )
+        os.close(descriptor)
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer reports a full disk as RuntimeError.
+        raise ExportError(f"cannot write {target}: {error}; no file was left there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def save_tensors(path: PathLike, value: Any) -> Path:
+    """Save tensors and plain containers with ``torch.save``, whole or not at all."""
+    return write_whole(path, lambda temporary: torch.save(value, temporary))
+
+
+def load_tensors(path: PathLike, map_location: Any = "cpu") -> Any:
+    """Load what ``torch.save`` wrote, tensors and plain containers only (``weights_only=True``).
+
+    Raises:
+        CheckpointError: there is no such file, it is cut off or damaged, or it holds code.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except Exception as error:
+        # torch.load raises a different class for each kind of damage.
+        first = str(error).strip().splitlines()[:1]
+        raise CheckpointError(
+            f"{path} cannot be loaded: {first[0] if first else type(error).__name__}\n"
+            "  it must be a complete file written by torch.save, holding tensors only"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

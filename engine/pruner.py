@@ -1,0 +1,380 @@
+"""Pruners: masks that are asked of an algorithm, checked, and held in place while training goes on.
+
+Masks are multiplied into the weights in place, all at once, right after each optimizer step; the
+forward pass knows nothing of them. A pruner that needs the dense weights beneath its masks sets
+``straight_through``: then the layer computes ``weight * mask`` and the gradient reaches every
+weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engine import export
+from engine.compressor import Compressor
+from engine.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.errors import ConfigError, PluginError, Problem
+from engine.stack import Stack, describe, placeholder
+from engine.wrapper import Wrapper
+
+_PARAMETER_OF = {"weight_mask": "weight", "bias_mask": "bias"}
+#: Where a layer keeps the wrapper that masks it, for a quantizer that comes later.
+MASKED_BY = "_engine_masked_by"
+
+
+class Pruner(Compressor):
+    """Base of pruning algorithms. A subclass implements ``calc_mask``.
+
+    Attributes:
+        one_shot: a mask stands until the asked sparsity changes. Otherwise ``calc_mask`` is called
+            after every optimizer step.
+        straight_through: keep the dense weights beneath the mask, see the module's docstring.
+    """
+
+    kind = "pruning"
+    one_shot: ClassVar[bool] = False
+    straight_through: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._due = True
+        self._trained = False
+        self._removed: list[tuple[nn.Parameter, Tensor]] = []
+        self._tied = self._find_tied()
+
+    # -- hooks with a default ------------------------------------------------------------------
+
+    def sparsity(self, wrapper: Wrapper, epoch: int) -> float | None:
+        """Return the ``sparsity`` of the layer's entry; see ``HookSpecs.sparsity``."""
+        return float(wrapper.config.get("sparsity", 0.0))
+
+    @placeholder
+    def calc_mask(self, *args: Any, **kwargs: Any) -> dict[str, Tensor] | None:
+        """Return the masks of one layer; see ``HookSpecs.calc_mask``."""
+        raise NotImplementedError
+
+    # -- surface -------------------------------------------------------------------------------
+
+    def compress(self) -> nn.Module:
+        """Attach, compute the first masks and apply them; return the same model."""
+        if self._stack is None:
+            super().compress()
+            try:
+                self.update_masks()
+            except BaseException:
+                self.unwrap()
+                raise
+        return self.bound_model
+
+    def unwrap(self, *, bake: bool = False) -> nn.Module:
+        """Detach from the model.
+
+        When nothing was trained since :meth:`compress` the weights that masks removed are put
+        back, so that the model is exactly as it was found. After training, or with ``bake=True``,
+        masked weights stay zero (``straight_through`` pruners have dense weights to give back, and
+        do unless ``bake=True``).
+        """
+        if bake:
+            self._bake()
+        elif not self._trained:
+            self._put_back()
+        self._removed.clear()
+        return super().unwrap()
+
+    @torch.no_grad()
+    def update_masks(self, *, every_layer: bool = False) -> None:
+        """Ask for the masks that are due, then replace and apply them all at once.
+
+        Args:
+            every_layer: also where the asked sparsity has not changed.
+
+        Raises:
+            PluginError: the algorithm failed or returned something that is no mask; no mask was
+                changed.
+        """
+        stack = self._stack
+        if stack is None:
+            raise PluginError(f"{describe(self)}: call compress() before masks are updated")
+        ask, calculate = stack.resolve("sparsity"), stack.resolve("calc_mask")
+        assert ask is not None and calculate is not None  # _require has checked
+        one_shot = getattr(stack.provider("calc_mask"), "one_shot", False)
+        fresh: list[tuple[Wrapper, float, dict[str, Tensor]]] = []
+        waiting = False
+        for index, wrapper in enumerate(self.wrappers):
+            if id(wrapper) in self._tied:
+                continue
+            target = self._call("sparsity", ask, wrapper, wrapper, self.epoch)
+            if target is None:
+                continue
+            target = _fraction(target, describe(self), wrapper)
+            if one_shot and not every_layer and wrapper.sparsity == target:
+                continue
+            masks = self._call("calc_mask", calculate, wrapper, wrapper, target, index)
+            if masks is None:
+                waiting = True
+            else:
+                fresh.append((wrapper, target, checked_masks(masks, wrapper, describe(self))))
+        for wrapper, target, masks in fresh:
+            wrapper.sparsity = target
+            for name, mask in masks.items():
+                wrapper.register_buffer(name, mask)
+        for wrapper in self.wrappers:
+            owner = self._tied.get(id(wrapper))
+            if owner is not None:
+                wrapper.sparsity = owner.sparsity
+                wrapper.register_buffer("weight_mask", owner.weight_mask)
+        self._due = waiting or not one_shot
+        _agree_between_processes(fresh)
+        self.apply_masks()
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Multiply the masks into the weights, in place; nothing is done where masks are soft."""
+        if self.straight_through:
+            return
+        parameters: list[Tensor] = []
+        masks: list[Tensor] = []
+        for wrapper in self.wrappers:
+            own = wrapper.module._parameters
+            for name in ("weight", "bias"):
+                mask = wrapper.mask(name)
+                if mask is not None:
+                    parameters.append(own[name])  # type: ignore[arg-type]
+                    masks.append(mask)
+        if not masks:
+            return
+        if not self._trained:
+            self._remember(parameters)
+        torch._foreach_mul_(parameters, masks)
+
+    def export_model(
+        self,
+        model_path: export.PathLike,
+        mask_path: export.PathLike | None = None,
+        onnx_path: export.PathLike | None = None,
+        input_shape: list[int] | tuple[int, ...] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Write the model's ``state_dict`` with masked weights zero, the masks, and ONNX.
+
+        Args:
+            model_path: the ``state_dict``, with the keys of the model as it was.
+            mask_path: ``{layer: {"weight": mask, "bias": mask or None}}``, bool tensors.
+            onnx_path: the model as ONNX; needs the extra ``engine[onnx]``.
+            input_shape: shape of the one input, batch included, for ``onnx_path``.
+            device: where the ONNX export runs; by default where the model is.
+
+        Raises:
+            ExportError: a file cannot be written or the model cannot be exported; no file is left
+                half written.
+        """
+        export.export_pruned(self, model_path, mask_path, onnx_path, input_shape, device)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _require(self, stack: Stack) -> None:
+        if stack.provider("calc_mask") is None:
+            close = [n for n in dir(type(self)) if n.startswith("calc") and n != "calc_mask"]
+            hint = f'\n  did you mean "{close[0]}" to be calc_mask?' if close else ""
+            raise PluginError(
+                f"{describe(self)} has no calc_mask, which every pruner needs{hint}",
+                plugin=describe(self),
+                hook="calc_mask",
+            )
+
+    def _attach(self, stack: Stack) -> None:
+        self._tied = self._find_tied()
+        for wrapper in self.wrappers:
+            other = wrapper.module.__dict__.get(MASKED_BY)
+            if other is not None:
+                raise PluginError(
+                    f'layer "{wrapper.name}" is already masked by another pruner; unwrap() that '
+                    "one first, or compose the two as a stack",
+                    plugin=describe(self),
+                    layer=wrapper.name,
+                )
+        for wrapper in self.wrappers:
+            wrapper.module.__dict__[MASKED_BY] = wrapper
+            if wrapper.weight_mask is None:
+                wrapper.register_buffer("weight_mask", torch.ones_like(wrapper.weight.detach()))
+            wrapper.__dict__["straight_through"] = self.straight_through
+            if self.straight_through or is_computed(wrapper.module, Stage.QUANTIZE):
+                compute_weight(wrapper.module, Stage.MASK, MaskedWeight(wrapper))
+
+    def _detach(self) -> None:
+        for wrapper in self.wrappers:
+            if wrapper.module.__dict__.get(MASKED_BY) is wrapper:
+                del wrapper.module.__dict__[MASKED_BY]
+                plain_weight(wrapper.module, Stage.MASK)
+
+    def _optimizer_stepped(self) -> None:
+        if not self._trained:
+            self._trained = True
+            self._removed.clear()
+        if self._due:
+            self.update_masks()
+        else:
+            self.apply_masks()
+
+    def _weights_replaced(self) -> None:
+        self._removed.clear()
+        self._trained = True
+        if self._stack is not None:
+            self.apply_masks()
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        super()._tell(hook, *arguments)
+        if hook == "update_epoch":
+            self._due = True
+
+    def _call(self, hook: str, call: Any, wrapper: Wrapper, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except (PluginError, ConfigError):
+            raise
+        except Exception as error:
+            provider = self._stack.provider(hook) if self._stack is not None else None
+            origin = getattr(getattr(provider, "plugin", None), "origin", None)
+            raise PluginError(
+                f"{describe(provider)}{f' ({origin})' if origin else ''} failed in {hook} for "
+                f'layer "{wrapper.name}" ({wrapper.type}): {type(error).__name__}: {error}',
+                plugin=describe(provider),
+                distribution=origin,
+                hook=hook,
+                layer=wrapper.name,
+            ) from error
+
+    def _find_tied(self) -> dict[int, Wrapper]:
+        """Return, for each wrapper whose weight another one owns, that owner."""
+        owners: dict[int, Wrapper] = {}
+        tied: dict[int, Wrapper] = {}
+        problems = []
+        for wrapper in self.wrappers:
+            owner = owners.setdefault(id(wrapper.weight), wrapper)
+            if owner is not wrapper:
+                tied[id(wrapper)] = owner
+                if _settings(owner.config) != _settings(wrapper.config):
+                    problems.append(
+                        Problem(
+                            f'"{wrapper.name}" and "{owner.name}" share one weight but are '
+                            "configured differently",
+                            "/config_list",
+                            allowed="give both the same settings, or exclude one",
+                        )
+                    )
+        if problems:
+            raise ConfigError(problems, describe(self))
+        return tied
+
+    def _remember(self, parameters: list[Tensor]) -> None:
+        known = {id(parameter) for parameter, _ in self._removed}
+        self._removed += [
+            (p, p.detach().clone())  # type: ignore[misc]
+            for p in parameters
+            if id(p) not in known
+        ]
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for parameter, dense in self._removed:
+            parameter.copy_(dense)
+
+    @torch.no_grad()
+    def _bake(self) -> None:
+        for wrapper in self.wrappers:
+            mask = wrapper.mask("weight")
+            if self._stack is not None and mask is not None:
+                wrapper.weight.mul_(mask)
+
+
+class MaskedWeight:
+    """Computes ``weight * mask`` for one layer; the last stage of a computed weight."""
+
+    def __init__(self, wrapper: Wrapper) -> None:
+        self.wrapper = wrapper
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        mask = self.wrapper.mask("weight")
+        if mask is None:
+            return weight
+        if self.wrapper.straight_through:
+            return weight + (weight * (mask - 1)).detach()
+        return weight * mask
+
+
+def checked_masks(masks: Any, wrapper: Wrapper, plugin: str) -> dict[str, Tensor]:
+    """Return ``masks`` as tensors like their parameters, zeros and ones.
+
+    Raises:
+        PluginError: not a dict of masks, an unknown parameter, a wrong shape, other values.
+    """
+
+    def fault(message: str) -> PluginError:
+        return PluginError(
+            f'{plugin}.calc_mask for layer "{wrapper.name}" ({wrapper.type}) {message}\n'
+            '  it must return {"weight_mask": tensor} and may add "bias_mask", zeros and ones '
+            "of the parameter's shape",
+            plugin=plugin,
+            hook="calc_mask",
+            layer=wrapper.name,
+        )
+
+    if isinstance(masks, Tensor):
+        masks = {"weight_mask": masks}
+    if not isinstance(masks, Mapping):
+        raise fault(f"returned a {type(masks).__name__}")
+    result = {}
+    for name, mask in masks.items():
+        if mask is None:
+            continue
+        parameter = wrapper.module._parameters.get(_PARAMETER_OF.get(name, ""))
+        if parameter is None:
+            raise fault(f"returned {name!r}, which the layer has no parameter for")
+        if not isinstance(mask, Tensor):
+            raise fault(f"returned {name!r} as a {type(mask).__name__}")
+        try:
+            whole = mask.detach().to(parameter.device).expand(parameter.shape)
+        except RuntimeError:
+            raise fault(
+                f"returned {name!r} of shape {tuple(mask.shape)} for a parameter of shape "
+                f"{tuple(parameter.shape)}"
+            ) from None
+        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            raise fault(f"returned {name!r} with values that are neither 0 nor 1")
+        result[name] = torch.empty_like(parameter).copy_(whole)
+    return result
+
+
+def _fraction(value: float, plugin: str, wrapper: Wrapper) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and 0.0 <= number <= 1.0):
+        raise PluginError(
+            f'{plugin} asked for a sparsity of {number} in layer "{wrapper.name}"; '
+            "it must be in [0, 1]",
+            plugin=plugin,
+            hook="sparsity",
+            layer=wrapper.name,
+        )
+    return number
+
+
+def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in entry.items() if k not in ("op_types", "op_names", "exclude")}
+
+
+def _agree_between_processes(fresh: list[tuple[Wrapper, float, dict[str, Tensor]]]) -> None:
+    """Give all processes of a distributed run the masks of the first.
+
+    Scores made from activations or gradients differ between processes that see different data.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for _, _, masks in fresh:
+        for name in sorted(masks):
+            distributed.broadcast(masks[name], src=0)

@@ -1,0 +1,84 @@
+"""Base of the algorithms that rank filters by what they see over some minibatches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.pruning.activations import ActivationWatch
+from engine.pruning.channels import Channels
+from engine.pruning.structured import FilterPruner
+from engine.wrapper import Wrapper
+
+
+class StatisticsFilterPruner(FilterPruner):
+    """Averages a per-filter statistic over ``statistics_batch_num`` minibatches, then ranks.
+
+    A subclass calls :meth:`record`. Until enough was recorded no mask is made. Recording starts
+    again with each epoch, so that a schedule ranks by the network as it is by then.
+    """
+
+    statistics_batch_num: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for wrapper in self.wrappers:
+            wrapper.set_attribute("statistic", torch.zeros(Channels(wrapper.module).count))
+            wrapper.set_attribute("batches", 0)
+
+    @property
+    def recording(self) -> bool:
+        """Whether any layer still needs minibatches."""
+        return any(wrapper.batches < self.statistics_batch_num for wrapper in self.wrappers)
+
+    def record(self, wrapper: Wrapper, per_filter: Tensor) -> None:
+        """Add one minibatch's statistic, shape (filters,), accumulated in float32."""
+        if wrapper.batches < self.statistics_batch_num:
+            if wrapper.statistic.device != per_filter.device:
+                wrapper.statistic = wrapper.statistic.to(per_filter.device)
+            wrapper.statistic += per_filter.detach().float()
+            wrapper.batches += 1
+
+    def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor | None:
+        """Return the mean over the recorded minibatches, None before there are enough."""
+        if wrapper.batches < self.statistics_batch_num:
+            return None
+        mean: Tensor = wrapper.statistic / wrapper.batches
+        return mean
+
+    def update_epoch(self, epoch: int) -> None:
+        """Record anew."""
+        for wrapper in self.wrappers:
+            wrapper.statistic.zero_()
+            wrapper.batches = 0
+
+
+class ActivationFilterPruner(StatisticsFilterPruner):
+    """Ranks filters by the activation that they lead to; a subclass gives the statistic.
+
+    The activation is the output of the first ``activation`` function after the layer, also where a
+    batch norm stands between; a layer that none follows is ranked by ``activation`` of its output.
+    """
+
+    activation: str
+    _watch: ActivationWatch | None = None
+
+    def activation_statistic(self, activation: Tensor) -> Tensor:
+        """Return one number per filter; ``activation`` is (filters, samples)."""
+        raise NotImplementedError
+
+    def preprocess_model(self, model: nn.Module) -> None:
+        """Start watching the model's forward passes."""
+        self._watch = ActivationWatch(model, self.wrappers, self.activation, self._observe)
+
+    def unwrap(self, *, bake: bool = False) -> nn.Module:
+        """Detach; see :meth:`Pruner.unwrap`."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        return super().unwrap(bake=bake)
+
+    def _observe(self, wrapper: Wrapper, activation: Tensor) -> None:
+        self.record(wrapper, self.activation_statistic(activation))

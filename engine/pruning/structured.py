@@ -1,0 +1,56 @@
+"""Base of the algorithms that remove whole filters: they say how much each filter matters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.pruner import Pruner
+from engine.pruning.channels import Channels
+from engine.pruning.masks import prune_count, smallest_removed
+from engine.stack import placeholder
+from engine.wrapper import Wrapper
+
+
+class FilterPruner(Pruner):
+    """Removes the ``int(filters * sparsity)`` filters of lowest importance, bias included.
+
+    A subclass implements :meth:`filter_importance`. Filters that are removed already stay removed
+    and count towards the asked fraction, so that a schedule's masks are nested.
+    """
+
+    one_shot = True
+    default_op_types = (
+        "Conv1d",
+        "Conv2d",
+        "Conv3d",
+        "ConvTranspose1d",
+        "ConvTranspose2d",
+        "ConvTranspose3d",
+        "Linear",
+    )
+
+    @placeholder
+    def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor | None:
+        """Return one score per filter, shape (filters,), larger is kept longer.
+
+        None: statistics are still being collected; the mask is asked for again after the next
+        step. Called under ``torch.no_grad()``.
+        """
+        raise NotImplementedError
+
+    def calc_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor] | None:
+        """Return the mask of whole filters; see ``HookSpecs.calc_mask``."""
+        channels = Channels(wrapper.module)
+        importance = self.filter_importance(wrapper, channels)
+        if importance is None:
+            return None
+        mask = wrapper.mask("weight")
+        if mask is not None:
+            removed = channels.rows(mask).any(dim=1).logical_not()
+            importance = importance.masked_fill(removed, -torch.inf)
+        kept = smallest_removed(importance, prune_count(channels.count, sparsity))
+        masks = {"weight_mask": channels.spread(kept)}
+        if wrapper.bias is not None:
+            masks["bias_mask"] = kept.view_as(wrapper.bias)
+        return masks

@@ -1,0 +1,71 @@
+"""Schedules: how much to remove when, around any pruner that says what to remove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from engine import config, registry
+from engine.compressor import Compressor
+from engine.pruner import Pruner
+from engine.stack import Stack
+from engine.wrapper import Wrapper
+
+
+class Schedule(Pruner):
+    """Base of plugins that wrap the ``sparsity`` hook of another pruner.
+
+    A subclass implements ``sparsity`` as a wrapper (``@hookimpl(wrapper=True)``): what it yields
+    for is the fraction that the entry asks for in the end. The pruner inside is made here, from
+    the same configuration; it shares this schedule's wrappers and stack.
+
+    Args:
+        model: the user's model.
+        config_list: entries with the schedule's settings and the pruner's.
+        optimizer: as for any compressor.
+        pruning_algorithm: name or class of the pruner inside; the schema's default otherwise.
+        extensions: extension instances.
+        **arguments: the schedule's and the pruner's own arguments.
+    """
+
+    base: Pruner
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]] | None = None,
+        optimizer: Optimizer | None = None,
+        pruning_algorithm: str | type[Pruner] | None = None,
+        *,
+        extensions: Sequence[object] = (),
+        **arguments: Any,
+    ) -> None:
+        if pruning_algorithm is not None:
+            arguments["pruning_algorithm"] = pruning_algorithm
+        super().__init__(model, config_list, optimizer, extensions=extensions, **arguments)
+        # The pruner inside may have put its own state on its wrappers already: they are kept.
+        for wrapper, own in zip(self.base.wrappers, self.wrappers, strict=True):
+            wrapper.config = own.config
+        self.wrappers = self.base.wrappers
+        self.base.host = self
+
+    def _check(
+        self, config_list: Sequence[Mapping[str, Any]] | None, arguments: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        composed = config.check_composed(
+            self.plugin, config_list, arguments, source=type(self).__name__
+        )
+        base_class = composed.base_class or registry.find(composed.base_name).load()
+        self.base = base_class(
+            self.bound_model, composed.base_entries, None, **composed.base_arguments
+        )
+        self.default_op_types = self.base.default_op_types  # type: ignore[misc]
+        self.straight_through = self.base.straight_through  # type: ignore[misc]
+        return composed.entries, composed.arguments
+
+    def _participants(self) -> Iterable[Compressor]:
+        yield self.base
+        yield self

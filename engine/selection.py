@@ -1,0 +1,172 @@
+"""Which layers an algorithm gets: ``config_list`` against a model.
+
+Entries apply in order; a later entry that matches a layer replaces an earlier one for it, whole;
+``exclude`` takes the layer out. ``op_types`` are names of layer classes, base classes included
+(``Linear`` also selects a subclass of ``nn.Linear``); ``default`` stands for the algorithm's own
+types. ``op_names`` are dotted module names. Where both are given, both must match.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from engine.errors import ConfigError, Problem, nearest
+
+#: Layers that carry a weight: what ``default`` means unless an algorithm says otherwise.
+WEIGHTED_TYPES = (
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Linear",
+    "Bilinear",
+    "PReLU",
+    "Embedding",
+    "EmbeddingBag",
+)
+
+
+class Selected(NamedTuple):
+    """One layer and the entry that applies to it."""
+
+    name: str
+    module: nn.Module
+    config: Mapping[str, Any]
+    index: int
+
+
+def select_layers(
+    model: nn.Module,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    default_types: Sequence[str] = WEIGHTED_TYPES,
+    needs_weight: Callable[[Mapping[str, Any]], bool] = lambda entry: True,
+    source: str = "config_list",
+    pointer: str = "/config_list",
+    line: Callable[[str], int | None] = lambda pointer: None,
+) -> list[Selected]:
+    """Return the layers that ``entries`` select, in the model's order.
+
+    A module reachable under several names is selected once, under its first name.
+
+    Raises:
+        ConfigError: names or types that the model does not have, entries that match nothing,
+            layers without a weight; all of them at once.
+    """
+    problems: list[Problem] = []
+
+    def report(where: str, message: str, allowed: str | None, hint: str | None = None) -> None:
+        problems.append(Problem(message, pointer + where, line(pointer + where), allowed, hint))
+
+    layers = dict(model.named_modules())
+    first_names = {id(module): name for name, module in layers.items()}
+    every_name = {
+        name: first_names[id(module)]
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
+    types = {name: _class_names(module) for name, module in layers.items()}
+    present = sorted({cls for names in types.values() for cls in names})
+    chosen: dict[str, tuple[Mapping[str, Any], int]] = {}
+    for index, entry in enumerate(entries):
+        wanted_types = _expand(entry.get("op_types"), default_types)
+        wanted_names = None
+        if "op_names" in entry:
+            wanted_names = set()
+            for place, name in enumerate(entry["op_names"]):
+                if name in every_name:
+                    wanted_names.add(every_name[name])
+                    continue
+                known, hint = _near_names(name, every_name)
+                report(f"/{index}/op_names/{place}", f'the model has no layer "{name}"', known, hint)
+        for place, name in enumerate(entry.get("op_types", ())):
+            if name != "default" and name not in present:
+                report(
+                    f"/{index}/op_types/{place}",
+                    f'the model has no layer of type "{name}"',
+                    f"it has: {', '.join(sorted({names[0] for names in types.values()}))}",
+                    nearest(name, present),
+                )
+        matched = [
+            name
+            for name in layers
+            if (wanted_types is None or wanted_types.intersection(types[name]))
+            and (wanted_names is None or name in wanted_names)
+        ]
+        if not matched and not any(p.pointer.startswith(f"{pointer}/{index}/") for p in problems):
+            report(f"/{index}", "this entry matches no layer of the model", _offer(types))
+        chosen.update(dict.fromkeys(matched, (entry, index)))
+    faults: dict[int, list[str]] = {}
+    for name, (entry, index) in chosen.items():
+        if not entry.get("exclude", False) and needs_weight(entry):
+            fault = weight_fault(layers[name], name)
+            if fault:
+                faults.setdefault(index, []).append(fault)
+    for index, messages in faults.items():
+        more = f" (and {len(messages) - 1} more layers)" if len(messages) > 1 else ""
+        report(f"/{index}", messages[0] + more, _offer(types))
+    if problems:
+        raise ConfigError(problems, source)
+    return [
+        Selected(name, layers[name], *chosen[name])
+        for name in layers
+        if name in chosen and not chosen[name][0].get("exclude", False)
+    ]
+
+
+def weight_fault(module: nn.Module, name: str) -> str | None:
+    """Return why ``module`` has no weight of its own to work on, or None if it has one."""
+    label = f'layer "{name}" ({type(module).__name__})'
+    weight = module._parameters.get("weight")
+    if weight is None:
+        if "weight" in getattr(module, "parametrizations", {}):
+            return (
+                f"the weight of {label} is computed by torch.nn.utils.parametrize; "
+                "remove_parametrizations() first"
+            )
+        inside = [
+            f"{name}.{inner}" if name else inner
+            for inner, child in module.named_modules()
+            if inner and child._parameters.get("weight") is not None
+        ]
+        hint = f"; inside it are: {', '.join(inside[:4])}" if inside else ""
+        return f"{label} has no weight of its own{hint}"
+    if is_lazy(weight):
+        return f"the weight of {label} has no shape yet; run one batch through the model first"
+    if not weight.is_floating_point():
+        return f"the weight of {label} is {weight.dtype}, not floating point"
+    return None
+
+
+def _class_names(module: nn.Module) -> list[str]:
+    classes = [c for c in type(module).__mro__ if issubclass(c, nn.Module) and c is not nn.Module]
+    return list(dict.fromkeys(cls.__name__ for cls in classes)) or ["Module"]
+
+
+def _expand(op_types: Sequence[str] | None, default_types: Sequence[str]) -> set[str] | None:
+    if op_types is None:
+        return None
+    return {
+        name for given in op_types for name in (default_types if given == "default" else (given,))
+    }
+
+
+def _near_names(name: str, every_name: Mapping[str, str]) -> tuple[str, str | None]:
+    near = difflib.get_close_matches(name, every_name, n=4, cutoff=0.5)
+    shown = near or [known for known in every_name if known][:6]
+    return f"layers are: {', '.join(shown)}{', ...' if len(every_name) > len(shown) else ''}", (
+        near[0] if near else None
+    )
+
+
+def _offer(types: Mapping[str, list[str]]) -> str:
+    counts: dict[str, int] = {}
+    for names in types.values():
+        counts[names[0]] = counts.get(names[0], 0) + 1
+    return "the model has: " + ", ".join(f"{n} {cls}" for cls, n in sorted(counts.items()))

@@ -1,0 +1,94 @@
+"""What the engine knows about one layer that an algorithm works on.
+
+A wrapper stands beside the layer, it does not replace it: the user's model keeps its modules, their
+names and classes. The wrapper's buffers (masks, ranges, statistics) are saved with the compressor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Wrapper(nn.Module):
+    """One layer, its configuration, and whatever an algorithm keeps for it.
+
+    Attributes:
+        module: the user's layer.
+        name: its dotted name in the model, ``""`` for the model itself.
+        type: the name of its class, ``"Conv2d"``.
+        config: the ``config_list`` entry that applies to it.
+        weight_mask: same shape and dtype as the weight, ones and zeros (pruners).
+        bias_mask: likewise for the bias; None while the bias is not masked.
+        sparsity: the fraction last asked of this layer, None before any.
+    """
+
+    weight_mask: Tensor | None
+    bias_mask: Tensor | None
+    module: nn.Module
+    name: str
+    config: dict[str, Any]
+    sparsity: float | None
+
+    def __init__(self, module: nn.Module, name: str, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        # Not a submodule: the wrapper's state_dict, .to() and parameters() are its own.
+        self.__dict__["module"] = module
+        self.name = name
+        self.type = type(module).__name__  # type: ignore[assignment, method-assign]
+        self.config = dict(config)
+        self.sparsity = None
+        self.register_buffer("weight_mask", None)
+        self.register_buffer("bias_mask", None)
+        self._own = frozenset(self.__dict__) - {"sparsity"}
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what algorithms keep on the wrapper beside buffers: ``sparsity`` and their own."""
+        return {k: v for k, v in self.__dict__.items() if k not in self._own and k != "_own"}
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The layer's own weight, also while ``module.weight`` is a computed value."""
+        parameter = self.module._parameters.get("weight")
+        if parameter is None:
+            raise AttributeError(f"layer {self.name!r} ({self.type}) has no weight")
+        return parameter
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The layer's own bias, or None."""
+        return self.module._parameters.get("bias")
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Set ``value`` on the wrapper; a tensor becomes a buffer, cloned, on the layer's device."""
+        if isinstance(value, Tensor):
+            if hasattr(self, name) and name not in self._buffers:
+                delattr(self, name)
+            self.register_buffer(name, value.detach().clone().to(self.device))
+        elif value is None and name in self._buffers:
+            self._buffers[name] = None
+        else:
+            self._buffers.pop(name, None)
+            setattr(self, name, value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's parameters are (the CPU for a layer without any)."""
+        for parameter in self.module.parameters():
+            return parameter.device
+        return torch.device("cpu")
+
+    def mask(self, name: str) -> Tensor | None:
+        """Return the mask of parameter ``name`` ("weight" or "bias") on the parameter's device."""
+        mask = self._buffers.get(f"{name}_mask")
+        parameter = self.module._parameters.get(name)
+        if mask is not None and parameter is not None and mask.device != parameter.device:
+            mask = self._buffers[f"{name}_mask"] = mask.to(parameter.device)
+        return mask
+
+    def extra_repr(self) -> str:
+        """Return the layer's name and type, as ``print(wrapper)`` shows them."""
+        return f"{self.name}: {self.type}"

@@ -1,0 +1,43 @@
+"""Binarized neural networks: weights and activations of +1 and -1.
+
+Courbariaux et al. 2016, "Binarized Neural Networks", arXiv 1602.02830, section 1 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine import Quantizer, QuantType, Wrapper
+from engine.quantizer import quant_types_of
+
+
+class BNNQuantizer(Quantizer):
+    """Takes signs; the latent weights stay in [-1, 1]."""
+
+    def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return ``sign(w)``, +1 for 0 (eq. 1)."""
+        return _sign(weight)
+
+    def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return ``sign(a)``, +1 for 0."""
+        return _sign(input)
+
+    def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return ``sign(a)``, +1 for 0."""
+        return _sign(output)
+
+    def quant_backward(self, tensor: Tensor, grad_output: Tensor) -> Tensor:
+        """Return ``g 1[|r| <= 1]`` (eq. 4)."""
+        return grad_output * (tensor.abs() <= 1)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Clip the latent weights to [-1, 1] (algorithm 1, last lines)."""
+        for wrapper in self.wrappers:
+            if QuantType.WEIGHT in quant_types_of(wrapper):
+                wrapper.weight.clamp_(-1, 1)
+
+
+def _sign(tensor: Tensor) -> Tensor:
+    return torch.where(tensor >= 0, 1.0, -1.0).to(tensor.dtype)

@@ -1,0 +1,52 @@
+"""DoReFa-Net: low bit width weights, activations and gradients.
+
+Zhou et al. 2016, "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low
+Bitwidth Gradients", arXiv 1606.06160, section 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine import Quantizer, QuantType, Wrapper
+from engine.quantization import quantize_unit
+from engine.quantizer import bits_of
+
+
+class DoReFaQuantizer(Quantizer):
+    """Quantizes by eq. 7 to 12; tanh and the maximum are differentiated, only rounding is not."""
+
+    quant_grad = None
+
+    def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return ``2 q_k(tanh w / (2 max|tanh w|) + 1/2) - 1``, or ``sign(w) E|w|`` for 1 bit."""
+        bits = bits_of(wrapper, QuantType.WEIGHT)
+        if bits == 1:
+            signs = torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
+            binary = signs * weight.abs().mean()
+            return weight + (binary - weight).detach()
+        squashed = weight.tanh()
+        peak = squashed.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
+        return 2 * quantize_unit(squashed / (2 * peak) + 0.5, bits) - 1
+
+    def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return ``q_k(clip(a, 0, 1))`` (section 2.4)."""
+        return quantize_unit(input.clamp(0, 1), bits_of(wrapper, QuantType.INPUT))
+
+    def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return ``q_k(clip(a, 0, 1))`` (section 2.4)."""
+        return quantize_unit(output.clamp(0, 1), bits_of(wrapper, QuantType.OUTPUT))
+
+    def quant_backward(self, grad_output: Tensor, wrapper: Wrapper) -> Tensor:
+        """Return eq. 12: ``2 m (q_k(g / 2m + 1/2 + N) - 1/2)``, m = max|g| of each sample.
+
+        N is uniform on [-1/2, 1/2] / (2^k - 1), so that rounding is unbiased.
+        """
+        bits = bits_of(wrapper, QuantType.GRADIENT)
+        peak = grad_output.abs().flatten(1).amax(dim=1) if grad_output.dim() > 1 else grad_output.abs()
+        peak = peak.clamp(min=torch.finfo(grad_output.dtype).tiny)
+        peak = peak.view(-1, *[1] * (grad_output.dim() - 1))
+        noise = (torch.rand_like(grad_output) - 0.5) / (2**bits - 1)
+        unit = (grad_output / (2 * peak) + 0.5 + noise).clamp(0, 1)
+        return 2 * peak * (quantize_unit(unit, bits) - 0.5)

@@ -1,0 +1,24 @@
+"""Filter pruning via geometric median.
+
+He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks
+Acceleration", arXiv 1811.00250, section 3.3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine import Wrapper
+from engine.pruning import Channels, FilterPruner
+
+
+class FPGMPruner(FilterPruner):
+    """Removes the filters nearest the geometric median: the others can stand in for them."""
+
+    def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor:
+        """Return ``sum_j ||F_i - F_j||_2`` over the filters j that are not removed yet (eq. 7)."""
+        filters = channels.rows(wrapper.weight.detach()).float().contiguous()
+        mask = wrapper.mask("weight")
+        kept = filters if mask is None else filters[channels.rows(mask).any(dim=1)]
+        return torch.cdist(filters, kept).sum(dim=1)

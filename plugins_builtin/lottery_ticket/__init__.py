@@ -1,0 +1,81 @@
+"""The lottery ticket search: train, prune a share of what is left, rewind the weights, repeat.
+
+Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", arXiv 1803.03635, section 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from typing import Any
+
+import torch
+
+from engine import EngineError, Schedule, Wrapper, hookimpl
+
+
+class LotteryTicketPruner(Schedule):
+    """Prunes in ``prune_iterations`` rounds and rewinds the weights before each.
+
+    The loop is ``for _ in pruner.get_prune_iterations(): pruner.prune_iteration_start();`` and
+    then a whole training. Round 0 trains the dense network.
+    """
+
+    reset_weights: bool
+    lr_scheduler: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rounds = {wrapper.config["prune_iterations"] for wrapper in self.wrappers}
+        if len(rounds) > 1:
+            raise EngineError(
+                f"all entries must have the same prune_iterations, got {sorted(rounds)}: "
+                "one rewinding serves the whole model"
+            )
+        self.rounds = rounds.pop() if rounds else 0
+        self.round = -1
+        self._start: dict[str, Any] = copy.deepcopy(self._trainables()) if self.reset_weights else {}
+
+    @hookimpl(wrapper=True)
+    def sparsity(self, wrapper: Wrapper, epoch: int) -> Generator[None, float, float]:
+        """Return ``1 - (1 - s)^(i / n)``: each round removes the same share of what is left."""
+        final = yield
+        return float(1 - (1 - final) ** (max(0, self.round) / self.rounds))
+
+    def get_prune_iterations(self) -> range:
+        """Return the rounds, the dense one included."""
+        return range(self.rounds + 1)
+
+    def prune_iteration_start(self) -> None:
+        """Prune by the trained weights, then rewind weights, optimizer and learning rate.
+
+        Raises:
+            EngineError: there are no rounds left.
+        """
+        if self.round >= self.rounds:
+            raise EngineError(f"all {self.rounds + 1} rounds are done")
+        self.round += 1
+        self.update_masks()
+        if self.round > 0 and self.reset_weights:
+            self.bound_model.load_state_dict(self._start["model"])
+            for name in ("optimizer", "lr_scheduler"):
+                if name in self._start:
+                    getattr(self, name).load_state_dict(copy.deepcopy(self._start[name]))
+        self.apply_masks()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the round and the weights to rewind to."""
+        return {"round": self.round, "start": self._start}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`get_extra_state`."""
+        self.round, self._start = state["round"], state["start"]
+
+    def _trainables(self) -> dict[str, Any]:
+        holders = {
+            "model": self.bound_model,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.lr_scheduler,
+        }
+        with torch.no_grad():
+            return {k: holder.state_dict() for k, holder in holders.items() if holder is not None}
