@@ -1,6 +1,7 @@
 """Every installed algorithm by its class name: ``from engine.algorithms import LevelPruner``.
 
-Classes are found by entry point and imported when they are first asked for.
+Classes are found by entry point and imported when they are first asked for. An unknown name raises
+PluginError with the nearest one; Python would hide that message behind an AttributeError's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,9 @@ from engine import registry
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    try:
-        return registry.find(name).load()
-    except registry.UnknownPlugin as error:
-        # An import statement expects ImportError, which AttributeError becomes.
-        raise AttributeError(str(error)) from error
+    if name.startswith("_"):
+        raise AttributeError(f"module 'engine.algorithms' has no attribute {name!r}")
+    return registry.find(name).load()
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from engine import config as configuration
-from engine import registry
 from engine.compressor import Compressor
 from engine.errors import ConfigError
 
@@ -38,21 +37,33 @@ def create_compressor(
         >>> compressor = create_compressor(model, "compress.yaml", optimizer=optimizer)
         >>> model = compressor.compress()
     """
-    settings = configuration.check(configuration.read(config))
+    settings = configuration.check(config)
     algorithm = settings.plugin.load()
-    extensions = [
-        registry.find(name, group=registry.EXTENSIONS).load()(**arguments)
-        for name, arguments in settings.extensions
-    ]
+    extensions = [extension.plugin.load()(**extension.arguments) for extension in settings.extensions]
+    section = settings.document.data
+    if settings.pointer:
+        section = section["compression"]
+    # The class checks and completes them itself, as for a person who calls it from Python.
+    arguments = {key: section[key] for key in settings.arguments if key in section}
     try:
         compressor: Compressor = algorithm(
             model,
-            settings.config_list,
+            section.get("config_list"),
             optimizer,
             extensions=extensions,
-            **settings.given_arguments,
+            **arguments,
             **runtime,
         )
     except ConfigError as error:
-        raise settings.located(error) from error
+        raise _located(error, settings) from error
     return compressor
+
+
+def _located(error: ConfigError, settings: configuration.Settings) -> ConfigError:
+    """Return ``error``, found in the model, with its places in the user's document."""
+    document, prefix = settings.document, settings.pointer
+    problems = [
+        document.problem(p.message, prefix + p.pointer, p.allowed, p.suggestion)
+        for p in error.problems
+    ]
+    return ConfigError(problems, document.source)

@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, and loaded without running code from them."""
+"""Files that are written whole or not at all, and loaded without running code from them.
+
+torch is imported where tensors are read or written: writing a text file does not need it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from engine.errors import CheckpointError, ExportError
 
@@ -49,6 +50,8 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
 
 def save_tensors(path: PathLike, value: Any) -> Path:
     """Save tensors and plain containers with ``torch.save``, whole or not at all."""
+    import torch
+
     return write_whole(path, lambda temporary: torch.save(value, temporary))
 
 
@@ -58,6 +61,8 @@ def load_tensors(path: PathLike, map_location: Any = "cpu") -> Any:
     Raises:
         CheckpointError: there is no such file, it is cut off or damaged, or it holds code.
     """
+    import torch
+
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:

@@ -31,8 +31,6 @@ class Schedule(Pruner):
         **arguments: the schedule's and the pruner's own arguments.
     """
 
-    base: Pruner
-
     def __init__(
         self,
         model: nn.Module,
@@ -59,7 +57,7 @@ class Schedule(Pruner):
             self.plugin, config_list, arguments, source=type(self).__name__
         )
         base_class = composed.base_class or registry.find(composed.base_name).load()
-        self.base = base_class(
+        self.base: Pruner = base_class(
             self.bound_model, composed.base_entries, None, **composed.base_arguments
         )
         self.default_op_types = self.base.default_op_types  # type: ignore[misc]
