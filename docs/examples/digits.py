@@ -58,11 +58,11 @@ def main():
     train_set, test_set = load()
     model = DigitsNet()
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     train(model, train_set, optimizer, options.epochs, generator, "float32")
     dense = accuracy(model, test_set)
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     pruner = engine.create_compressor(model, PRUNING, optimizer)  # <- the engine
     model = pruner.compress()
     train(model, train_set, optimizer, options.epochs, generator, "AGP 90 %", pruner)

@@ -40,4 +40,5 @@ class BNNQuantizer(Quantizer):
 
 
 def _sign(tensor: Tensor) -> Tensor:
+    """Return +1 from 0 on, else -1 (NaN too), in the tensor's dtype."""
     return torch.where(tensor >= 0, 1.0, -1.0).to(tensor.dtype)

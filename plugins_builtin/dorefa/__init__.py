@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine import Quantizer, QuantType, Wrapper
-from engine.quantization import quantize_unit
+from engine.quantization import quantize_unit, straight_through, wide
 from engine.quantizer import bits_of
 
 
@@ -21,13 +21,13 @@ class DoReFaQuantizer(Quantizer):
 
     def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
         """Return ``2 q_k(tanh w / (2 max|tanh w|) + 1/2) - 1``, or ``sign(w) E|w|`` for 1 bit."""
+        weight = wide(weight)
         bits = bits_of(wrapper, QuantType.WEIGHT)
         if bits == 1:
-            signs = torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
-            binary = signs * weight.abs().mean()
-            return weight + (binary - weight).detach()
+            mean = weight.detach().abs().mean()
+            return straight_through(weight, torch.where(weight >= 0, mean, -mean))
         squashed = weight.tanh()
-        peak = squashed.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
+        peak = _or_one(squashed.abs().max())
         return 2 * quantize_unit(squashed / (2 * peak) + 0.5, bits) - 1
 
     def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
@@ -44,9 +44,15 @@ class DoReFaQuantizer(Quantizer):
         N is uniform on [-1/2, 1/2] / (2^k - 1), so that rounding is unbiased.
         """
         bits = bits_of(wrapper, QuantType.GRADIENT)
-        peak = grad_output.abs().flatten(1).amax(dim=1) if grad_output.dim() > 1 else grad_output.abs()
-        peak = peak.clamp(min=torch.finfo(grad_output.dtype).tiny)
-        peak = peak.view(-1, *[1] * (grad_output.dim() - 1))
-        noise = (torch.rand_like(grad_output) - 0.5) / (2**bits - 1)
-        unit = (grad_output / (2 * peak) + 0.5 + noise).clamp(0, 1)
+        gradient = wide(grad_output)
+        one_sample = tuple(range(1, gradient.dim()))
+        peak = gradient.abs()
+        peak = peak.amax(one_sample, keepdim=True) if one_sample else peak
+        noise = (torch.rand_like(gradient) - 0.5) / (2**bits - 1)
+        unit = (gradient / (2 * _or_one(peak)) + 0.5 + noise).clamp(0, 1)
         return 2 * peak * (quantize_unit(unit, bits) - 0.5)
+
+
+def _or_one(peak: Tensor) -> Tensor:
+    """Return ``peak``, 1 where it is 0, so that nothing is divided by zero."""
+    return peak.where(peak > 0, 1.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine import Wrapper
-from engine.pruning import Channels, FilterPruner
+from engine.pruning import Channels, FilterPruner, wide
 
 
 class FPGMPruner(FilterPruner):
@@ -18,7 +18,9 @@ class FPGMPruner(FilterPruner):
 
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor:
         """Return ``sum_j ||F_i - F_j||_2`` over the filters j that are not removed yet (eq. 7)."""
-        filters = channels.rows(wrapper.weight.detach()).float().contiguous()
+        filters = wide(channels.rows(wrapper.weight.detach())).contiguous()
+        # Distances stay the same and lose fewer digits: cdist computes |a|^2 + |b|^2 - 2ab.
+        filters = filters - filters.mean(dim=0)
         mask = wrapper.mask("weight")
         kept = filters if mask is None else filters[channels.rows(mask).any(dim=1)]
         return torch.cdist(filters, kept).sum(dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine import Wrapper
-from engine.pruning import Channels, FilterPruner
+from engine.pruning import Channels, FilterPruner, wide
 
 
 class L1FilterPruner(FilterPruner):
@@ -16,4 +16,4 @@ class L1FilterPruner(FilterPruner):
 
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor:
         """Return ``sum_j |F_ij|`` for each filter i."""
-        return channels.rows(wrapper.weight.detach()).float().abs().sum(dim=1)
+        return wide(channels.rows(wrapper.weight.detach())).abs().sum(dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine import Wrapper
-from engine.pruning import Channels, FilterPruner
+from engine.pruning import Channels, FilterPruner, wide
 
 
 class L2FilterPruner(FilterPruner):
@@ -13,4 +13,4 @@ class L2FilterPruner(FilterPruner):
 
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor:
         """Return ``(sum_j F_ij^2)^(1/2)`` for each filter i."""
-        return channels.rows(wrapper.weight.detach()).float().norm(dim=1)
+        return wide(channels.rows(wrapper.weight.detach())).norm(dim=1)

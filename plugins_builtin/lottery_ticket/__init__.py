@@ -22,7 +22,7 @@ class LotteryTicketPruner(Schedule):
     """
 
     reset_weights: bool
-    lr_scheduler: Any
+    lr_scheduler: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

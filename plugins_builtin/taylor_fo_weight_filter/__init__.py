@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.pruning import Channels, StatisticsFilterPruner
+from engine.pruning import Channels, StatisticsFilterPruner, wide
 
 
 class TaylorFOWeightFilterPruner(StatisticsFilterPruner):
@@ -19,6 +19,6 @@ class TaylorFOWeightFilterPruner(StatisticsFilterPruner):
         """Record ``sum_j (g_ij w_ij)^2`` for each filter i, weight and gradient of one step."""
         for wrapper in self.wrappers:
             gradient = wrapper.weight.grad
-            if gradient is not None:
+            if gradient is not None and self.wants(wrapper):
                 change = Channels(wrapper.module).rows(wrapper.weight * gradient)
-                self.record(wrapper, change.float().square().sum(dim=1))
+                self.record(wrapper, wide(change).square().sum(dim=1))

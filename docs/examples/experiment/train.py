@@ -19,7 +19,7 @@ torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 train_set, test_set = load()
 model = DigitsNet()
-optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
 compressor = engine.create_compressor(model, config, optimizer=optimizer)
 model = compressor.compress()

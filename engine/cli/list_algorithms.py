@@ -1,0 +1,71 @@
+"""``engine list-algorithms``: what is installed, and what of it cannot be used and why."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from engine import registry
+from engine.cli.table import table
+from engine.registry import Plugin
+
+_HEADER = ("NAME", "KIND", "STATUS", "DISTRIBUTION", "VERSION", "SUMMARY")
+_LIMITS = (30, 10, 12, 20, 10, 100)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print all facts as JSON")
+    parser.add_argument(
+        "--extensions", action="store_true", help="list the extensions instead of the algorithms"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or the same facts and more as JSON."""
+    plugins = registry.extensions() if args.extensions else registry.algorithms()
+    if args.json:
+        import json
+
+        print(json.dumps([facts(plugin) for plugin in plugins], indent=2, ensure_ascii=False))
+        return 0
+    if not plugins:
+        print(f"no {'extensions' if args.extensions else 'algorithms'} are installed")
+        return 0
+    rows = [
+        (
+            plugin.name,
+            plugin.label,
+            plugin.status,
+            plugin.distribution,
+            plugin.version,
+            plugin.reason or plugin.summary,
+        )
+        for plugin in plugins
+    ]
+    print(table(_HEADER, rows, _LIMITS))
+    unusable = [plugin for plugin in plugins if plugin.reason]
+    if unusable:
+        print()
+    for plugin in unusable:
+        print(f"{plugin.name} ({plugin.origin}) is {plugin.status}: {plugin.reason}")
+    return 0
+
+
+def facts(plugin: Plugin) -> dict[str, Any]:
+    """Return what is known of a plugin without importing it; the keys stay as they are."""
+    return {
+        "name": plugin.name,
+        "kind": plugin.kind,
+        "role": plugin.role,
+        "status": plugin.status,
+        "reason": plugin.reason,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "class": plugin.value,
+        "api": plugin.api,
+        "summary": plugin.summary,
+        "paper": plugin.paper,
+        "aliases": list(plugin.aliases),
+        "capabilities": list(plugin.capabilities),
+    }

@@ -1,0 +1,23 @@
+"""Reads configurations from YAML, JSON or Python and says everything that is wrong with them.
+
+``read`` gives a Document, ``check`` what a whole configuration means, ``check_entries`` and
+``check_composed`` the same for an algorithm that is constructed in Python. None of them imports
+torch or a plugin's code.
+"""
+
+from __future__ import annotations
+
+from engine.config.check import Extension, Settings, check
+from engine.config.document import Document, read
+from engine.config.entries import Composed, check_composed, check_entries
+
+__all__ = [
+    "Composed",
+    "Document",
+    "Extension",
+    "Settings",
+    "check",
+    "check_composed",
+    "check_entries",
+    "read",
+]

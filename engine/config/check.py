@@ -1,0 +1,158 @@
+"""Checks a whole configuration and returns what it means, or every mistake in it at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from engine.config import fill, schema
+from engine.config.choose import choose, errors, fail, look_up
+from engine.config.document import Document, read
+from engine.config.messages import Found, Words
+from engine.config.plain import escape, show
+from engine.config.schema import Schema
+from engine.errors import ConfigError
+from engine.registry import EXTENSIONS, Plugin
+
+
+class Extension(NamedTuple):
+    """An extension that a configuration asks for: its qualified name and its arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class Settings(NamedTuple):
+    """What a configuration means: checked, with all defaults filled in.
+
+    Attributes:
+        plugin: the algorithm.
+        base_plugin: the pruner inside, when the algorithm is a schedule.
+        entries: the entries of ``config_list``. Under a schedule they hold the settings of both;
+            what the schedule provides stands also under the pruner's name for it.
+        arguments: the algorithm's own arguments and, under a schedule, the pruner's.
+        base_arguments: those of them that the pruner inside takes.
+        config_list: the entries as they were given: what the class itself is called with.
+        given_arguments: the arguments as they were given.
+        extensions: the extensions, in order.
+        kind: ``"pruning"`` or ``"quantization"``.
+        document: the whole configuration, for lines and source.
+        pointer: where in the document the compression section is: ``""`` or ``"/compression"``.
+    """
+
+    plugin: Plugin
+    base_plugin: Plugin | None
+    entries: list[dict[str, Any]]
+    arguments: dict[str, Any]
+    base_arguments: dict[str, Any]
+    config_list: list[dict[str, Any]] | None
+    given_arguments: dict[str, Any]
+    extensions: list[Extension]
+    kind: str
+    document: Document
+    pointer: str
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """Return an error of the class called with ``config_list``, at the places in the file."""
+        problems = []
+        for each in error.problems:
+            pointer = self.pointer + each.pointer
+            problems.append(
+                self.document.problem(each.message, pointer, each.allowed, each.suggestion)
+            )
+        return ConfigError(problems, self.document.source)
+
+
+def check(source: str | os.PathLike[str] | Mapping[str, Any] | Document) -> Settings:
+    """Return what a configuration means.
+
+    Args:
+        source: a file's path, a mapping or a Document; an experiment with a ``compression``
+            section, or such a section itself.
+
+    Raises:
+        ConfigError: something is wrong; all problems at once, in the order of the document.
+        PluginError: the schema of the algorithm itself cannot be used.
+    """
+    document = read(source)
+    found: list[Found] = []
+    pointer, section = _section(document, found)
+    fixed = schema.shared_definition("section")
+    plugin = look_up(section.get("compressor"), found, f"{pointer}/compressor")
+    kind = plugin.kind if plugin is not None else ""
+    if plugin is None:
+        extensions = _extensions(section, kind, found, pointer)
+        found += Words(None).found(errors(fixed, section), pointer)
+        fail(found, document)
+    _, base, shape = choose(plugin, section, found, pointer)
+    rules = schema.section(shape, fixed)
+    found += Words(shape).found(errors(rules, section, plugin, base), pointer)
+    if section.get("type") in ("pruning", "quantization") and section["type"] != kind:
+        message = f"{plugin.name} is a {kind} algorithm"
+        found.append(Found(f"{pointer}/type", message, f"{plugin.name} needs: type {kind}"))
+    extensions = _extensions(section, kind, found, pointer)
+    if found:
+        fail(found, document)
+    given = {key: item for key, item in section.items() if key not in fixed["properties"]}
+    arguments = fill.mapping(given, shape.arguments)
+    return Settings(
+        plugin,
+        base,
+        fill.entries(section.get("config_list"), shape),
+        arguments,
+        {key: item for key, item in arguments.items() if key in shape.base_arguments},
+        section.get("config_list"),
+        given,
+        extensions,
+        kind,
+        document,
+        pointer,
+    )
+
+
+def _section(document: Document, found: list[Found]) -> tuple[str, dict[str, Any]]:
+    """Return the compression section and its pointer, having checked what is around it."""
+    data = document.data
+    if not isinstance(data, dict):
+        allowed = "a mapping with the keys compressor and config_list does"
+        raise ConfigError(
+            [document.problem("a list alone names no algorithm", "", allowed)], document.source
+        )
+    keys = schema.shared_definition("section")["properties"].keys()
+    if "compression" not in data and keys & data.keys():
+        return "", data
+    experiment = schema.shared_definition("experiment")
+    found += Words(None, "an experiment").found(errors(experiment, data))
+    section = data.get("compression")
+    if not isinstance(section, dict):
+        fail(found, document)
+    return "/compression", section
+
+
+def _extensions(
+    section: dict[str, Any], kind: str, found: list[Found], pointer: str
+) -> list[Extension]:
+    result: list[Extension] = []
+    given = section.get("extensions")
+    for index, item in enumerate(given if isinstance(given, list) else ()):
+        named = {item: {}} if isinstance(item, str) else item
+        if not isinstance(named, dict) or len(named) != 1:
+            continue  # the section's schema says what is wrong
+        name, arguments = next(iter(named.items()))
+        place = f"{pointer}/extensions/{index}"
+        plugin = look_up(name, found, place, EXTENSIONS)
+        if plugin is None or not isinstance(arguments, dict):
+            continue
+        if kind and plugin.kind not in (kind, "any"):
+            found.append(Found(place, f"{plugin.name} is for {plugin.kind}, not for {kind}"))
+        if any(plugin.qualified_name == other.name for other in result):
+            found.append(Found(place, f"{show(name)} is given twice"))
+        _, _, shape = choose(plugin, {}, found)
+        rules: Schema = schema.section(shape)
+        del rules["properties"]["config_list"]
+        inside = f"{place}/{escape(name)}" if isinstance(item, dict) else place
+        words = Words(None, plugin.name, python=True)
+        found += words.found(errors(rules, arguments, plugin), inside)
+        result.append(Extension(plugin.qualified_name, fill.mapping(arguments, shape.arguments)))
+    return result
