@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if unusable:
         print()
     for plugin in unusable:
-        print(f"{plugin.name} ({plugin.origin}) is {plugin.status}: {plugin.reason}")
+        print(f"{plugin.name} ({plugin.origin}), {plugin.status}: {plugin.reason}")
     return 0
 
 

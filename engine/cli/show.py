@@ -77,7 +77,7 @@ def _head(plugin: Plugin) -> str:
     description = plugin.schema.get("description", "")
     paper = plugin.paper
     where = f"arXiv:{paper['arxiv']}" if "arxiv" in paper else paper.get("url", "")
-    lines = [f"{plugin.name}: {title}", description, ""]
+    lines = [f"{plugin.name}: {title}", *([description] if description else []), ""]
     rows = [
         ("kind", plugin.label),
         ("class", plugin.value),

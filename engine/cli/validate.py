@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from engine import config
-from engine.config import Settings
+from engine.config import Settings, schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,16 +62,10 @@ def confirmation(settings: Settings) -> list[str]:
 
 def _provided(settings: Settings) -> set[str]:
     """Return what entries hold only under the name that the pruner inside has for it."""
-    given = settings.config_list or []
-    return {key for entry in settings.entries for key in entry} - {
-        *(key for entry in given for key in entry),
-        *_own_settings(settings.plugin.schema),
-    }
-
-
-def _own_settings(schema: dict[str, Any]) -> set[str]:
-    entry = schema.get("$defs", {}).get("entry", {})
-    return set(entry.get("properties", {}))
+    shape = schema.compose(settings.plugin.schema, settings.plugin.name)
+    own: dict[str, Any] = shape.entry["properties"]
+    provided = {str(each["x-provides"]) for each in own.values() if "x-provides" in each}
+    return provided - own.keys()
 
 
 def _words(values: dict[str, Any]) -> str:

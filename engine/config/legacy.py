@@ -1,4 +1,4 @@
-"""The file format of NNI's first compression release (v1.0 and its previews), translated.
+"""The file format of NNI's first compression release (v1.1 and its previews), translated.
 
     AGPruner:
       config:

@@ -78,7 +78,7 @@ class Words:
         if kind == SAID:
             yield Found(pointer, error.message, rule)
         elif kind == UNKNOWN:
-            yield self._unknown(pointer, path, error.message, rule)
+            yield self._unknown(pointer, path, error.message, *rule)
         elif kind == MISSING:
             wanted = schema.get("properties", {}).get(error.message, {})
             owner = self._subject([*path, error.message])
@@ -100,7 +100,9 @@ class Words:
             known = allowed != "another value"
             yield Found(pointer, message, f"{subject} needs: {allowed}" if known else None)
 
-    def _unknown(self, pointer: str, path: list[str | int], key: str, known: list[str]) -> Found:
+    def _unknown(
+        self, pointer: str, path: list[str | int], key: str, known: list[str], near: str
+    ) -> Found:
         in_entry = "config_list" in path
         who, shape = self._general, self._shape
         if shape is not None:
@@ -118,7 +120,7 @@ class Words:
         word = "setting" if in_entry else "argument" if self._python else "key"
         known = [name for name in known if not (self._python and name == "config_list")]
         allowed = f"{who} allows: {', '.join(known)}" if known else f"{who} allows none"
-        return Found(pointer, f'unknown {word} "{_cut(key)}"', allowed, nearest(key, known))
+        return Found(pointer, f'unknown {word} "{_cut(key)}"', allowed, near or None)
 
     def _closest(self, error: ValidationError, pointer: str, subject: str) -> Iterator[Found]:
         """Report the branch that the value comes nearest to, or the kinds that would do."""

@@ -28,7 +28,11 @@ _COMPARE = {"<": operator.lt, "<=": operator.le}
 
 
 class Broken(NamedTuple):
-    """A rule that an instance breaks: at ``path`` in it, with the message or the key's name."""
+    """A rule that an instance breaks, at ``path`` in it.
+
+    ``text`` is the message, or the key that is unknown or missing. ``detail`` is what is allowed;
+    of an unknown key, the known ones and the absent one that it looks like.
+    """
 
     kind: str
     text: str
@@ -61,7 +65,8 @@ def no_others(instance: Any, schema: dict[str, Any]) -> Iterator[Broken]:
     """Yield the keys that are not among the properties."""
     if isinstance(instance, dict):
         known = list(schema.get("properties", {}))
-        yield from (Broken(UNKNOWN, key, (key,), known) for key in instance if key not in known)
+        for key, near in _misspelt(instance, known, True).items():
+            yield Broken(UNKNOWN, key, (key,), (known, near))
 
 
 def entry(rule: dict[str, Any], instance: Any, schema: dict[str, Any]) -> Iterator[Broken]:
@@ -70,8 +75,8 @@ def entry(rule: dict[str, Any], instance: Any, schema: dict[str, Any]) -> Iterat
         return
     known = list(schema["properties"])
     misspelt = _misspelt(instance, known, rule["closed"])
-    for key in misspelt:
-        yield Broken(UNKNOWN, key, (key,), known)
+    for key, near in misspelt.items():
+        yield Broken(UNKNOWN, key, (key,), (known, near))
     meant = set(misspelt.values())
     if not any(key in instance or key in meant for key in _SELECTORS):
         yield Broken(

@@ -64,7 +64,7 @@ class Catalog:
 
     def _judge(self, plugin: Plugin) -> tuple[str, str]:
         if self._blocked(plugin):
-            return "blocked", "blocked by ENGINE_BLOCK"
+            return "blocked", "listed in ENGINE_BLOCK"
         values = self._twice[plugin.group, plugin.distribution, plugin.name]
         if len(values) > 1:
             return "broken", f"{plugin.distribution} offers it twice: {', '.join(values)}"

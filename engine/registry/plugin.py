@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from engine.api_version import API_VERSION
 from engine.errors import PluginError
 from engine.registry import schema_file
-from engine.registry.scan import ALGORITHMS, Entry, normalised
+from engine.registry.scan import ALGORITHMS, OWN_DISTRIBUTION, Entry, normalised
 
 #: What becomes of a plugin: only ``ok`` is found by its bare name, ``clash`` by its qualified one.
 STATUSES = ("ok", "broken", "incompatible", "clash", "blocked")
@@ -161,12 +162,19 @@ class Plugin:
 
     def unusable(self) -> PluginError:
         """Return the error for using this plugin although its status forbids it."""
-        status, reason = self._verdict
-        fix = f'reinstall or upgrade {self.distribution}, or set ENGINE_BLOCK="{self.distribution}"'
-        if status == "blocked":
-            fix = f"change the environment variable ENGINE_BLOCK to use {self.name}"
-        message = f"{self.name} ({self.origin}) is {status}: {reason}\n  {fix}"
+        message = f"{self.name} ({self.origin}) is {self.status}: {self.reason}\n  {self._fix()}"
         return PluginError(message, plugin=self.name, distribution=self.origin)
+
+    def _fix(self) -> str:
+        if self.status == "blocked":
+            return f"change the environment variable ENGINE_BLOCK to use {self.name}"
+        if self.comes_from(OWN_DISTRIBUTION):
+            return f"reinstall {self.distribution}"
+        fix = f"reinstall or upgrade {self.distribution}"
+        if self.status == "incompatible":
+            newer = tuple(map(int, self.api.split("."))) > API_VERSION
+            fix = f"upgrade {OWN_DISTRIBUTION if newer else self.distribution}"
+        return f'{fix}, or set ENGINE_BLOCK="{self.distribution}"'
 
     def load(self) -> type:
         """Import the plugin and return its class.

@@ -1,0 +1,88 @@
+import json
+
+from fakes import with_facts
+
+TABLE = """\
+NAME                         KIND       STATUS  DISTRIBUTION  VERSION  SUMMARY
+activation_apoz_rank_filter  pruner     ok      engine        0.1.0    Channels most often zero
+activation_mean_rank_filter  pruner     ok      engine        0.1.0    Channels of smallest output
+agp                          schedule   ok      engine        0.1.0    Gradual cubic sparsity (2017)
+bnn                          quantizer  ok      engine        0.1.0    Weights and outputs by sign
+dorefa                       quantizer  ok      engine        0.1.0    Low-bit weights and gradients
+fpgm                         pruner     ok      engine        0.1.0    Channels nearest the median
+l1_filter                    pruner     ok      engine        0.1.0    Channels of smallest L1 norm
+l2_filter                    pruner     ok      engine        0.1.0    Channels of smallest L2 norm
+level                        pruner     ok      engine        0.1.0    Smallest weights, per layer
+lottery_ticket               schedule   ok      engine        0.1.0    Rounds of prune and rewind
+naive                        quantizer  ok      engine        0.1.0    Weights on a symmetric grid
+qat                          quantizer  ok      engine        0.1.0    Integer grid while training
+slim                         pruner     ok      engine        0.1.0    Channels of smallest BN scale
+taylor_fo_weight_filter      pruner     ok      engine        0.1.0    Channels the loss needs least
+"""
+
+
+def test_the_table(run):
+    assert run("list-algorithms") == (0, TABLE, "")
+
+
+def test_a_table_with_plugins_that_cannot_be_used(run, site, monkeypatch):
+    site.plugin("lsq", "lsq-plugin-with-a-long-name", "0.3.1.dev20240101", schema=None)
+    site.plugin("level", "other")
+    site.plugin(
+        "an_algorithm_with_a_name_that_does_not_fit", "z", schema=with_facts(summary="é" * 99)
+    )
+    monkeypatch.setenv("ENGINE_BLOCK", "slim")
+    code, output, _ = run("list-algorithms")
+    table, _, notes = output.partition("\n\n")
+    assert code == 0
+    assert max(map(len, table.splitlines())) <= 100
+    assert [line.split()[0] for line in table.splitlines()[1:]] == sorted(
+        line.split()[0] for line in table.splitlines()[1:]
+    )
+    assert notes == (
+        'level (other 1.0), clash: also offered by engine 0.1.0; this one is "other:level"\n'
+        "lsq (lsq-plugin-with-a-long-name 0.3.1.dev20240101), broken: no schema.json beside "
+        "lsq_plugin_with_a_long_name\n"
+        "slim (engine 0.1.0), blocked: listed in ENGINE_BLOCK\n"
+    )
+
+
+def test_extensions_have_a_table_of_their_own(run, site):
+    assert run("list-algorithms", "--extensions") == (0, "no extensions are installed\n", "")
+    facts = with_facts(kind="any", role="watcher")
+    site.plugin("bars", "bars", group="extensions", schema=facts)
+    assert run("list-algorithms", "--extensions")[1] == (
+        "NAME  KIND     STATUS  DISTRIBUTION  VERSION  SUMMARY\n"
+        "bars  watcher  ok      bars          1.0      Made for a test\n"
+    )
+
+
+def test_the_same_facts_as_json(run, site):
+    site.plugin("lsq", "lsq-plugin", schema=None)
+    code, output, errors = run("list-algorithms", "--json")
+    rows = {row["name"]: row for row in json.loads(output)}
+    assert (code, errors) == (0, "")
+    assert rows["agp"] == {
+        "name": "agp",
+        "kind": "pruning",
+        "role": "schedule",
+        "status": "ok",
+        "reason": "",
+        "distribution": "engine",
+        "version": "0.1.0",
+        "class": "plugins_builtin.agp:AGPPruner",
+        "api": "1.0",
+        "summary": "Gradual cubic sparsity (2017)",
+        "paper": {
+            "title": "To prune, or not to prune: exploring the efficacy of pruning for model "
+            "compression",
+            "authors": "Michael Zhu, Suyog Gupta",
+            "year": 2017,
+            "arxiv": "1710.01878",
+        },
+        "aliases": ["AGPruner", "AGP_Pruner"],
+        "capabilities": [],
+    }
+    assert rows["lsq"]["status"] == "broken"
+    assert rows["lsq"]["reason"] == "no schema.json beside lsq_plugin"
+    assert rows["lsq"].keys() == rows["agp"].keys()
