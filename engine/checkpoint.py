@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from engine.wrapper import Wrapper
 
 _VERSION = 1
+_WRAPPER_KEYS = {"buffers", "attributes"}
+_KEYS = {"version", "algorithms", "epoch", "wrappers", "extra"}
 _MASKS = {"weight_mask": "weight", "bias_mask": "bias"}
 
 
@@ -34,7 +37,9 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: another version, algorithm or model; nothing was changed.
     """
-    if not isinstance(state, Mapping) or state.get("version") != _VERSION:
+    if not (
+        isinstance(state, Mapping) and state.get("version") == _VERSION and _KEYS.issubset(state)
+    ):
         raise CheckpointError(
             "this is not a state of a compressor (compressor.state_dict()); a model's state_dict "
             "is loaded with load_model_state_dict"
@@ -50,8 +55,14 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
     faults = [f'layer "{name}" is not configured here' for name in saved if name not in by_name]
     faults += [f'the state has no layer "{name}"' for name in by_name if name not in saved]
     for name, wrapper in by_name.items():
+        entry = saved.get(name)
+        if name not in saved:
+            continue
+        if not isinstance(entry, Mapping) or not _WRAPPER_KEYS.issubset(entry):
+            faults.append(f'layer "{name}" is damaged')
+            continue
         for mask, parameter_name in _MASKS.items():
-            tensor = saved.get(name, {}).get("buffers", {}).get(mask)
+            tensor = entry["buffers"].get(mask)
             parameter = wrapper.module._parameters.get(parameter_name)
             if tensor is not None and (parameter is None or tensor.shape != parameter.shape):
                 has = "none" if parameter is None else tuple(parameter.shape)
@@ -63,11 +74,11 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
             # Masks go through here too: None means that the parameter is not masked.
             wrapper.set_attribute(key, value)
         for key, value in saved[name]["attributes"].items():
-            setattr(wrapper, key, value)
-    compressor.epoch = state["epoch"]
+            wrapper.set_attribute(key, copy.deepcopy(value))
     for part, extra in zip(compressor._participants(), state["extra"], strict=True):
+        part.epoch = state["epoch"]
         part.set_extra_state(extra)
-    compressor._weights_replaced()
+    compressor._state_replaced()
 
 
 def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -76,6 +87,8 @@ def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: missing, unexpected or differently shaped entries; all of them named.
     """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"a state_dict maps names to tensors, this is a {_class_of(state)}")
     own = model.state_dict()
     faults = [
         f'"{key}" is not in the model' + (f', did you mean "{near}"?' if near else "")
@@ -88,9 +101,11 @@ def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
         current = own.get(key)
         if isinstance(current, Tensor):
             if not isinstance(value, Tensor):
-                faults.append(f'"{key}" is a {type(value).__name__}, not a tensor')
+                faults.append(f'"{key}" is a {_class_of(value)}, not a tensor')
             elif value.shape != current.shape:
-                faults.append(f'"{key}": {tuple(value.shape)}, the model has {tuple(current.shape)}')
+                faults.append(
+                    f'"{key}": {tuple(value.shape)}, the model has {tuple(current.shape)}'
+                )
     if faults:
         raise CheckpointError(_list("the state_dict does not fit this model", faults))
     model.load_state_dict(state)
@@ -102,8 +117,12 @@ def _wrapper_state(wrapper: Wrapper) -> dict[str, Any]:
             key: None if value is None else value.detach().clone()
             for key, value in wrapper._buffers.items()
         },
-        "attributes": wrapper.attributes(),
+        "attributes": copy.deepcopy(wrapper.attributes()),
     }
+
+
+def _class_of(value: object) -> str:
+    return type(value).__name__
 
 
 def _list(title: str, faults: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,8 +18,7 @@ from engine.selection import WEIGHTED_TYPES, Selected, select_layers
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
 
-#: Methods of the surface that are hooks too. A subclass's own version becomes the hook, and
-#: calling the method still goes through the engine, with or without ``super()``.
+#: Methods of the surface that are hooks too; see ``_surface``.
 _SURFACE_HOOKS = ("update_epoch", "step")
 _KEEPER = "_engine_compressors"
 
@@ -47,9 +48,10 @@ class Compressor:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _SURFACE_HOOKS:
-            if name in cls.__dict__ and not hasattr(cls.__dict__[name], "_is_placeholder"):
-                setattr(cls, f"_on_{name}", cls.__dict__[name])
-                delattr(cls, name)
+            own = getattr(cls, name)
+            if not hasattr(own, "_is_placeholder"):
+                setattr(cls, f"_on_{name}", own)
+                setattr(cls, name, _surface(name, own))
 
     def __init__(
         self,
@@ -65,6 +67,15 @@ class Compressor:
                 [Problem(f"model is a {type(model).__name__}", "/model", None, "needs: nn.Module")],
                 type(self).__name__,
             )
+        if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
+            problem = Problem(
+                f"optimizer is a {type(optimizer).__name__}",
+                "/optimizer",
+                None,
+                "needs: torch.optim.Optimizer; with another kind leave it out and call step() "
+                "after each minibatch",
+            )
+            raise ConfigError([problem], type(self).__name__)
         self.bound_model = model
         self.optimizer = optimizer
         self.extensions = tuple(extensions)
@@ -77,6 +88,7 @@ class Compressor:
         self._hooks: OptimizerHooks | None = None
         self._stack: Stack | None = None
         self._collectors: dict[int, list[RemovableHandle]] = {}
+        self._collectors_added = 0
         self._telling: set[str] = set()
         self.wrappers = [Wrapper(s.module, s.name, s.config) for s in self._select()]
 
@@ -92,28 +104,35 @@ class Compressor:
         stack = Stack([*self._participants(), *self.extensions])
         self._require(stack)
         prepare = stack.resolve("preprocess_model")
-        if prepare is not None:
-            prepare(self, self.bound_model)
-            known = {id(wrapper.module): wrapper for wrapper in self.wrappers}
-            self.wrappers[:] = [
-                known.get(id(s.module)) or Wrapper(s.module, s.name, s.config)
-                for s in self._select()
-            ]
-        self._stack = stack
         try:
+            if prepare is not None:
+                prepare(self, self.bound_model)
+                known = {id(wrapper.module): wrapper for wrapper in self.wrappers}
+                self.wrappers[:] = [
+                    known.get(id(s.module)) or Wrapper(s.module, s.name, s.config)
+                    for s in self._select()
+                ]
+            self._stack = stack
             self._attach(stack)
         except BaseException:
             self.unwrap()
             raise
         self._tell_step = stack.resolve("step")
         self._hooks = OptimizerHooks(
-            self.bound_model, self.optimizer, stack.resolve("before_step"), self._after_step
+            self.bound_model,
+            self.optimizer,
+            stack.resolve("before_step"),
+            self._after_step,
+            self._weights_replaced,
         )
         self.bound_model.__dict__.setdefault(_KEEPER, _Keeper()).append(self)
         return self.bound_model
 
     def unwrap(self) -> nn.Module:
         """Detach: hooks, masks and computed weights go, classes and names are as they were."""
+        for part in self._participants():
+            if part is not self:
+                part.unwrap()
         for identifier in list(self._collectors):
             self.remove_activation_collector(identifier)
         if self._hooks is not None:
@@ -132,10 +151,12 @@ class Compressor:
     @placeholder
     def update_epoch(self, epoch: int) -> None:
         """Say that epoch ``epoch`` (from 0) begins. Always allowed, also where it has no effect."""
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+        number = operator.index(epoch) if hasattr(epoch, "__index__") else -1
+        if number < 0 or isinstance(epoch, bool):
             raise EngineError(f"update_epoch takes an epoch number from 0 on, got {epoch!r}")
-        self.host.epoch = self.epoch = epoch
-        self._tell("update_epoch", epoch)
+        for part in self.host._participants():
+            part.epoch = number
+        self._tell("update_epoch", number)
 
     @placeholder
     def step(self) -> None:
@@ -170,7 +191,8 @@ class Compressor:
         ``input`` is the tuple of positional inputs. Returns an id for
         :meth:`remove_activation_collector`.
         """
-        identifier = max(self._collectors, default=0) + 1
+        self._collectors_added += 1
+        identifier = self._collectors_added
         self._collectors[identifier] = [
             wrapper.module.register_forward_hook(_Collect(collector, wrapper))
             for wrapper in self.wrappers
@@ -190,6 +212,13 @@ class Compressor:
             )
         for handle in self._collectors.pop(identifier):
             handle.remove()
+
+    def check_layer(self, module: nn.Module) -> str | None:
+        """Return why the algorithm cannot work on ``module``, or None. A subclass may override it.
+
+        Asked for each selected layer when the compressor is made.
+        """
+        return None
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -223,7 +252,12 @@ class Compressor:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what a pickled model needs of its algorithm; not the training loop around it."""
-        gone = {"optimizer": None, "_hooks": None, "_stack": None, "_collectors": {}}
+        gone: dict[str, Any] = {
+            "optimizer": None,
+            "_hooks": None,
+            "_stack": None,
+            "_collectors": {},
+        }
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
 
     # -- for subclasses inside the engine ------------------------------------------------------
@@ -245,7 +279,10 @@ class Compressor:
         """React to an optimizer step, after the ``step`` hooks."""
 
     def _weights_replaced(self) -> None:
-        """React to weights that were loaded from outside."""
+        """React to weights that were changed from outside: loaded, or by another optimizer."""
+
+    def _state_replaced(self) -> None:
+        """React to wrappers whose buffers and attributes were restored."""
 
     def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
         return True
@@ -287,8 +324,24 @@ class Compressor:
             self.config_list,
             default_types=self.default_op_types,
             needs_weight=self._needs_weight,
+            check=self.check_layer,
             source=describe(self),
         )
+
+
+def _surface(name: str, own: Callable[..., None]) -> Callable[..., None]:
+    """Return what a user calls where a subclass has its own version of a hook of the surface.
+
+    It goes through the engine, which tells ``own`` as the hook, whether or not ``own`` calls
+    ``super()``. While the hook is being told it is ``own``, so that ``super()`` reaches it.
+    """
+
+    @functools.wraps(own)
+    def method(self: Compressor, *args: Any, **kwargs: Any) -> None:
+        through = own if name in self.host._telling else getattr(Compressor, name)
+        through(self, *args, **kwargs)
+
+    return placeholder(method)
 
 
 class _Collect:

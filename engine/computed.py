@@ -10,11 +10,13 @@ itself for as long as anything is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Transform = Callable[[Tensor], Tensor]
@@ -38,22 +40,44 @@ def compute_weight(module: nn.Module, stage: Stage, transform: Transform) -> Non
     if stage in transforms:
         raise ValueError(f"{type(module).__name__}.weight already has a {stage.name} stage")
     module.__dict__[_TRANSFORMS] = dict(sorted({**transforms, stage: transform}.items()))
-    if not isinstance(module, _Computed):
-        module.__class__ = _computed_class(type(module))
+    if not hasattr(type(module), "computed_base"):
+        module.__class__ = _computed_class(type(module))  # type: ignore[arg-type]
 
 
 def plain_weight(module: nn.Module, stage: Stage) -> None:
     """Take ``stage`` away again; without stages the layer has its own class back."""
     transforms = module.__dict__.get(_TRANSFORMS, {})
     transforms.pop(stage, None)
-    if not transforms and isinstance(module, _Computed):
+    base = getattr(type(module), "computed_base", None)
+    if not transforms and base is not None:
         del module.__dict__[_TRANSFORMS]
-        module.__class__ = module.computed_base
+        module.__class__ = base
 
 
 def is_computed(module: nn.Module, stage: Stage) -> bool:
     """Return whether ``module.weight`` has a transform at ``stage``."""
     return stage in module.__dict__.get(_TRANSFORMS, {})
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Within, the layers of ``model`` have plain weights: what was computed when it was entered.
+
+    For what must not see how a weight is computed, such as an exported file.
+    """
+    layers = [module for module in model.modules() if _TRANSFORMS in module.__dict__]
+    with torch.no_grad():
+        values: list[Any] = [layer.weight for layer in layers]
+    own = [(layer, type(layer), layer._parameters["weight"]) for layer in layers]
+    try:
+        for layer, value in zip(layers, values, strict=True):
+            layer.__class__ = layer.computed_base  # type: ignore[assignment]
+            layer._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+        yield
+    finally:
+        for layer, cls, parameter in own:
+            layer.__class__ = cls
+            layer._parameters["weight"] = parameter
 
 
 class _Computed:
@@ -68,7 +92,9 @@ class _Computed:
         # A replica of nn.DataParallel has no parameters, its weight is set as an attribute.
         value = self._parameters.get("weight")
         if value is None:
-            value = self.__dict__["_engine_replica_weight"]
+            value = self.__dict__.get("_engine_replica_weight")
+        if value is None:
+            raise AttributeError(f"{self.computed_base.__name__} has no weight")
         for transform in self._engine_transforms.values():
             value = transform(value)
         return value
@@ -81,13 +107,13 @@ class _Computed:
         return _rebuild, (self.computed_base,), self.__dict__.copy()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _computed_class(base: type[nn.Module]) -> type[nn.Module]:
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (_Computed, base), {"computed_base": base, **names})
 
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:
-    cls = _computed_class(base)
+    cls = _computed_class(base)  # type: ignore[arg-type]
     module: nn.Module = cls.__new__(cls)
     return module

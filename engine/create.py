@@ -10,13 +10,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from engine import config as configuration
+from engine import registry
 from engine.compressor import Compressor
 from engine.errors import ConfigError
 
 
 def create_compressor(
     model: nn.Module,
-    config: Mapping[str, Any] | str | os.PathLike[str],
+    config: Mapping[str, Any] | str | os.PathLike[str] | configuration.Document,
     optimizer: Optimizer | None = None,
     **runtime: Any,
 ) -> Compressor:
@@ -39,31 +40,20 @@ def create_compressor(
     """
     settings = configuration.check(config)
     algorithm = settings.plugin.load()
-    extensions = [extension.plugin.load()(**extension.arguments) for extension in settings.extensions]
-    section = settings.document.data
-    if settings.pointer:
-        section = section["compression"]
-    # The class checks and completes them itself, as for a person who calls it from Python.
-    arguments = {key: section[key] for key in settings.arguments if key in section}
+    extensions = [
+        registry.find(extension.name, registry.EXTENSIONS).load()(**extension.arguments)
+        for extension in settings.extensions
+    ]
     try:
+        # The class checks and completes the entries itself, as for a person who calls it.
         compressor: Compressor = algorithm(
             model,
-            section.get("config_list"),
+            settings.config_list,
             optimizer,
             extensions=extensions,
-            **arguments,
+            **settings.given_arguments,
             **runtime,
         )
     except ConfigError as error:
-        raise _located(error, settings) from error
+        raise settings.located(error) from error
     return compressor
-
-
-def _located(error: ConfigError, settings: configuration.Settings) -> ConfigError:
-    """Return ``error``, found in the model, with its places in the user's document."""
-    document, prefix = settings.document, settings.pointer
-    problems = [
-        document.problem(p.message, prefix + p.pointer, p.allowed, p.suggestion)
-        for p in error.problems
-    ]
-    return ConfigError(problems, document.source)

@@ -1,8 +1,8 @@
 """Being told before and after each ``optimizer.step()``, through PyTorch's own step hooks.
 
-With an optimizer at hand its own hooks are used. Without one, PyTorch's hooks for all optimizers
-find the one that updates the model's parameters, so that an optimizer made after ``compress()``
-works too.
+PyTorch's hooks for all optimizers find those that update the model's parameters, so that an
+optimizer made after ``compress()`` works, and a second one for fine-tuning. One pair of hooks
+serves all compressors of the process; it holds them weakly, so that a model can die.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from torch.utils.hooks import RemovableHandle
 class OptimizerHooks:
     """Calls ``before`` and ``after`` around each step of the optimizer that trains ``model``.
 
+    Args:
+        model: the model.
+        optimizer: the optimizer that trains it; None stands for any that updates its parameters.
+        before: called before a step; None where nobody needs it.
+        after: called after a step.
+        moved: called after a step of an optimizer that updates the model but is not the given one.
+
     Attributes:
         seen: whether an optimizer has stepped (or was given), so that ``compressor.step()`` has
             nothing left to do.
@@ -34,52 +41,91 @@ class OptimizerHooks:
         optimizer: Optimizer | None,
         before: Callable[[], None] | None,
         after: Callable[[], None],
+        moved: Callable[[], None],
     ) -> None:
         self.seen = optimizer is not None
-        self.before = before
-        self.after = after
-        self._handles: list[RemovableHandle] = []
-        if optimizer is not None:
-            if before is not None:
-                self._handles.append(optimizer.register_step_pre_hook(lambda *_: before()))
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: after()))
-            return
-        watch = _Watch(self, model)
-        if before is not None:
-            self._handles.append(register_optimizer_step_pre_hook(watch.pre))
-        self._handles.append(register_optimizer_step_post_hook(watch.post))
+        self._model = model
+        self._given = optimizer
+        self._before = before
+        self._after = after
+        self._moved = moved
+        #: For each optimizer its number of parameter groups and whether one has our parameters.
+        self._trains: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = (
+            weakref.WeakKeyDictionary()
+        )
+        _process.add(self)
 
     def remove(self) -> None:
-        """Take all hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Be told no more."""
+        _process.discard(self)
 
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Be told that ``optimizer`` is about to step."""
+        if self._before is not None and self._is_main(optimizer):
+            self._before()
 
-class _Watch:
-    """What PyTorch's process-wide hooks hold: weak references only, so that a model can die."""
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Be told that ``optimizer`` has stepped."""
+        if self._is_main(optimizer):
+            self.seen = True
+            self._after()
+        elif self._concerns(optimizer):
+            self._moved()
 
-    def __init__(self, owner: OptimizerHooks, model: nn.Module) -> None:
-        self._owner = weakref.ref(owner)
-        self._model = weakref.ref(model)
-        self._trains: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
-
-    def pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        owner = self._owner()
-        if owner is not None and owner.before is not None and self._concerns(optimizer):
-            owner.before()
-
-    def post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        owner = self._owner()
-        if owner is not None and self._concerns(optimizer):
-            owner.seen = True
-            owner.after()
+    def _is_main(self, optimizer: Optimizer) -> bool:
+        return self._concerns(optimizer) if self._given is None else optimizer is self._given
 
     def _concerns(self, optimizer: Optimizer) -> bool:
-        known = self._trains.get(optimizer)
-        if known is None:
-            model = self._model()
+        groups, known = self._trains.get(optimizer, (0, False))
+        if groups != len(optimizer.param_groups):
             trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            known = model is not None and any(id(p) in trained for p in model.parameters())
-            self._trains[optimizer] = known
+            known = any(id(p) in trained for p in self._model.parameters())
+            self._trains[optimizer] = len(optimizer.param_groups), known
         return known
+
+
+class _ProcessHooks:
+    """PyTorch's process-wide hooks, registered while any compressor is attached.
+
+    PyTorch iterates over its table of hooks while it calls them: nothing is registered or removed
+    there during a step, whatever is attached, detached or collected meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._told: weakref.WeakValueDictionary[int, OptimizerHooks] = weakref.WeakValueDictionary()
+        self._handles: list[RemovableHandle] = []
+        self._telling = 0
+
+    def add(self, hooks: OptimizerHooks) -> None:
+        self._told[id(hooks)] = hooks
+        if not self._handles:
+            self._handles = [
+                register_optimizer_step_pre_hook(self._before),
+                register_optimizer_step_post_hook(self._after),
+            ]
+
+    def discard(self, hooks: OptimizerHooks) -> None:
+        self._told.pop(id(hooks), None)
+        if not self._told and not self._telling:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._tell(OptimizerHooks.before_step, optimizer)
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._tell(OptimizerHooks.after_step, optimizer)
+
+    def _tell(
+        self, method: Callable[[OptimizerHooks, Optimizer], None], optimizer: Optimizer
+    ) -> None:
+        self._telling += 1
+        try:
+            for hooks in list(self._told.values()):
+                method(hooks, optimizer)
+        finally:
+            self._telling -= 1
+
+
+_process = _ProcessHooks()

@@ -9,7 +9,9 @@ weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +27,8 @@ from engine.wrapper import Wrapper
 _PARAMETER_OF = {"weight_mask": "weight", "bias_mask": "bias"}
 #: Where a layer keeps the wrapper that masks it, for a quantizer that comes later.
 MASKED_BY = "_engine_masked_by"
+#: Wrappers in use by a pruner; the wrapper that a copied or unpickled layer brings along is not.
+_in_use: weakref.WeakSet[Wrapper] = weakref.WeakSet()
 
 
 class Pruner(Compressor):
@@ -44,7 +48,8 @@ class Pruner(Compressor):
         super().__init__(model, *args, **kwargs)
         self._due = True
         self._trained = False
-        self._removed: list[tuple[nn.Parameter, Tensor]] = []
+        #: By id of a parameter: itself, its values before masks, its version after them.
+        self._removed: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._tied = self._find_tied()
 
     # -- hooks with a default ------------------------------------------------------------------
@@ -63,6 +68,7 @@ class Pruner(Compressor):
     def compress(self) -> nn.Module:
         """Attach, compute the first masks and apply them; return the same model."""
         if self._stack is None:
+            self._trained = False
             super().compress()
             try:
                 self.update_masks()
@@ -75,7 +81,8 @@ class Pruner(Compressor):
         """Detach from the model.
 
         When nothing was trained since :meth:`compress` the weights that masks removed are put
-        back, so that the model is exactly as it was found. After training, or with ``bake=True``,
+        back, so that the model is exactly as it was found; weights that were replaced in between
+        are left alone. After training, or with ``bake=True``,
         masked weights stay zero (``straight_through`` pruners have dense weights to give back, and
         do unless ``bake=True``).
         """
@@ -83,7 +90,6 @@ class Pruner(Compressor):
             self._bake()
         elif not self._trained:
             self._put_back()
-        self._removed.clear()
         return super().unwrap()
 
     @torch.no_grad()
@@ -101,24 +107,29 @@ class Pruner(Compressor):
         if stack is None:
             raise PluginError(f"{describe(self)}: call compress() before masks are updated")
         ask, calculate = stack.resolve("sparsity"), stack.resolve("calc_mask")
-        assert ask is not None and calculate is not None  # _require has checked
-        one_shot = getattr(stack.provider("calc_mask"), "one_shot", False)
+        assert ask is not None
+        assert calculate is not None  # _require has checked
+        provider = stack.provider("calc_mask")
+        one_shot = getattr(provider, "one_shot", False)
+        asked: list[tuple[int, Wrapper, float]] = []
+        for index, wrapper in enumerate(self.wrappers):
+            if id(wrapper) not in self._tied:
+                target = self._call("sparsity", ask, wrapper, wrapper, self.epoch)
+                if target is not None:
+                    asked.append((index, wrapper, _fraction(target, describe(self), wrapper)))
         fresh: list[tuple[Wrapper, float, dict[str, Tensor]]] = []
         waiting = False
-        for index, wrapper in enumerate(self.wrappers):
-            if id(wrapper) in self._tied:
-                continue
-            target = self._call("sparsity", ask, wrapper, wrapper, self.epoch)
-            if target is None:
-                continue
-            target = _fraction(target, describe(self), wrapper)
-            if one_shot and not every_layer and wrapper.sparsity == target:
-                continue
-            masks = self._call("calc_mask", calculate, wrapper, wrapper, target, index)
-            if masks is None:
-                waiting = True
-            else:
-                fresh.append((wrapper, target, checked_masks(masks, wrapper, describe(self))))
+        with _in_config(asked):
+            for index, wrapper, target in asked:
+                if one_shot and not every_layer and wrapper.sparsity == target:
+                    continue
+                masks = self._call("calc_mask", calculate, wrapper, wrapper, target, index)
+                if masks is None:
+                    waiting = True
+                else:
+                    fresh.append(
+                        (wrapper, target, checked_masks(masks, wrapper, describe(provider)))
+                    )
         for wrapper, target, masks in fresh:
             wrapper.sparsity = target
             for name, mask in masks.items():
@@ -148,9 +159,12 @@ class Pruner(Compressor):
                     masks.append(mask)
         if not masks:
             return
-        if not self._trained:
-            self._remember(parameters)
+        if self._trained:
+            torch._foreach_mul_(parameters, masks)
+            return
+        dense = self._remember(parameters)
         torch._foreach_mul_(parameters, masks)
+        self._removed = {id(p): (p, d, p._version) for p, d in zip(parameters, dense, strict=True)}
 
     def export_model(
         self,
@@ -191,7 +205,7 @@ class Pruner(Compressor):
         self._tied = self._find_tied()
         for wrapper in self.wrappers:
             other = wrapper.module.__dict__.get(MASKED_BY)
-            if other is not None:
+            if other in _in_use:
                 raise PluginError(
                     f'layer "{wrapper.name}" is already masked by another pruner; unwrap() that '
                     "one first, or compose the two as a stack",
@@ -199,7 +213,10 @@ class Pruner(Compressor):
                     layer=wrapper.name,
                 )
         for wrapper in self.wrappers:
+            if MASKED_BY in wrapper.module.__dict__:
+                plain_weight(wrapper.module, Stage.MASK)
             wrapper.module.__dict__[MASKED_BY] = wrapper
+            _in_use.add(wrapper)
             if wrapper.weight_mask is None:
                 wrapper.register_buffer("weight_mask", torch.ones_like(wrapper.weight.detach()))
             wrapper.__dict__["straight_through"] = self.straight_through
@@ -208,6 +225,7 @@ class Pruner(Compressor):
 
     def _detach(self) -> None:
         for wrapper in self.wrappers:
+            _in_use.discard(wrapper)
             if wrapper.module.__dict__.get(MASKED_BY) is wrapper:
                 del wrapper.module.__dict__[MASKED_BY]
                 plain_weight(wrapper.module, Stage.MASK)
@@ -216,16 +234,20 @@ class Pruner(Compressor):
         if not self._trained:
             self._trained = True
             self._removed.clear()
+        # Masks that are due are made from masked weights: the optimizer moves removed ones too.
+        self.apply_masks()
         if self._due:
             self.update_masks()
-        else:
-            self.apply_masks()
 
     def _weights_replaced(self) -> None:
-        self._removed.clear()
-        self._trained = True
         if self._stack is not None:
             self.apply_masks()
+
+    def _state_replaced(self) -> None:
+        # What masks removed until now is not what the restored ones remove.
+        self._put_back()
+        self._due = True
+        self._weights_replaced()
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         super()._tell(hook, *arguments)
@@ -271,18 +293,20 @@ class Pruner(Compressor):
             raise ConfigError(problems, describe(self))
         return tied
 
-    def _remember(self, parameters: list[Tensor]) -> None:
-        known = {id(parameter) for parameter, _ in self._removed}
-        self._removed += [
-            (p, p.detach().clone())  # type: ignore[misc]
-            for p in parameters
-            if id(p) not in known
+    def _remember(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Return each parameter's values from before any mask, unless it was replaced since."""
+        known = [self._removed.get(id(parameter)) for parameter in parameters]
+        return [
+            kept[1] if kept is not None and kept[2] == parameter._version else parameter.clone()
+            for parameter, kept in zip(parameters, known, strict=True)
         ]
 
     @torch.no_grad()
     def _put_back(self) -> None:
-        for parameter, dense in self._removed:
-            parameter.copy_(dense)
+        for parameter, dense, version in self._removed.values():
+            if parameter._version == version:
+                parameter.copy_(dense)
+        self._removed.clear()
 
     @torch.no_grad()
     def _bake(self) -> None:
@@ -299,6 +323,7 @@ class MaskedWeight:
         self.wrapper = wrapper
 
     def __call__(self, weight: Tensor) -> Tensor:
+        """Return the masked weight."""
         mask = self.wrapper.mask("weight")
         if mask is None:
             return weight
@@ -350,11 +375,30 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: str) -> dict[str, Tensor
     return result
 
 
-def _fraction(value: float, plugin: str, wrapper: Wrapper) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and 0.0 <= number <= 1.0):
+@contextmanager
+def _in_config(asked: list[tuple[int, Wrapper, float]]) -> Iterator[None]:
+    """Let ``wrapper.config["sparsity"]`` be what is asked now, for algorithms that read it there.
+
+    So a schedule drives also an algorithm whose ``calc_mask`` takes no ``sparsity``.
+    """
+    own = [(wrapper, wrapper.config) for _, wrapper, _ in asked]
+    try:
+        for _, wrapper, target in asked:
+            wrapper.config = {**wrapper.config, "sparsity": target}
+        yield
+    finally:
+        for wrapper, config in own:
+            wrapper.config = config
+
+
+def _fraction(value: Any, plugin: str, wrapper: Wrapper) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
         raise PluginError(
-            f'{plugin} asked for a sparsity of {number} in layer "{wrapper.name}"; '
+            f'{plugin} asked for a sparsity of {value!r} in layer "{wrapper.name}"; '
             "it must be in [0, 1]",
             plugin=plugin,
             hook="sparsity",

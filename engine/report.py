@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.compressor import Compressor
 from engine.export.compressed import packed_weights
-from engine.quantizer import QuantType, Quantizer, bits_of, quant_types_of
+from engine.quant_types import QuantType, bits_of, quant_types_of
+from engine.quantizer import Quantizer
 
 _ACTIVATIONS = (QuantType.INPUT, QuantType.OUTPUT)
 
@@ -53,17 +54,22 @@ class LayerTable(NamedTuple):
         return [row._asdict() for row in self.rows]
 
     def __str__(self) -> str:
-        lines = [_HEADER, *map(_cells, self.rows), self._total()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
+        in_thousands = self.bytes_before >= _MANY
+        lines = [_header(in_thousands), *(_cells(row, in_thousands) for row in self.rows)]
+        lines.append(self._total(in_thousands))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for column, least in _SHORTENED:
+            excess = sum(widths) + 2 * (len(widths) - 1) - _WIDTH
+            widths[column] = max(min(widths[column], least), widths[column] - max(excess, 0))
         return "\n".join(
             "  ".join(
-                cell.ljust(width) if place < _TEXT_COLUMNS else cell.rjust(width)
+                _short(cell, width).ljust(width) if place < _TEXT_COLUMNS else cell.rjust(width)
                 for place, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
         )
 
-    def _total(self) -> tuple[str, ...]:
+    def _total(self, in_thousands: bool) -> tuple[str, ...]:
         kept, total = sum(r.kept for r in self.rows), sum(r.total for r in self.rows)
         return (
             "total",
@@ -72,14 +78,17 @@ class LayerTable(NamedTuple):
             f"{kept:,}/{total:,}",
             _percent(kept, total),
             "",
-            "",
-            f"{self.bytes_before:,}",
-            f"{self.bytes_after:,}",
+            _size(self.bytes_before, in_thousands),
+            _size(self.bytes_after, in_thousands),
         )
 
 
-_HEADER = ("LAYER", "TYPE", "SHAPE", "KEPT/TOTAL", "PRUNED", "W BITS", "A BITS", "BYTES", "NOW")
 _TEXT_COLUMNS = 3
+_WIDTH = 100
+#: Columns that give way in a line too long, and what they keep: TYPE first, then LAYER, SHAPE.
+_SHORTENED = ((1, 8), (0, 16), (2, 9))
+#: From so many bytes on the table counts in kB, of 1,000 bytes.
+_MANY = 1_000_000
 
 
 def layer_table(model: nn.Module, *compressors: Compressor) -> LayerTable:
@@ -100,12 +109,14 @@ def layer_table(model: nn.Module, *compressors: Compressor) -> LayerTable:
     for compressor in compressors:
         if isinstance(compressor, Quantizer):
             stored = packed_weights(compressor.wrappers)
-            packed.update((key, weight.nbytes) for key, weight in stored.items())
+            packed.update((key, integers.nbytes) for key, integers in stored.items())
             for wrapper in compressor.wrappers:
                 kinds = quant_types_of(wrapper)
                 activations = [bits_of(wrapper, kind) for kind in _ACTIVATIONS if kind in kinds]
-                weight_bits = QuantType.WEIGHT in kinds and bits_of(wrapper, QuantType.WEIGHT)
-                bits[wrapper.name] = (weight_bits or None, min(activations, default=None))
+                of_weight = (
+                    bits_of(wrapper, QuantType.WEIGHT) if QuantType.WEIGHT in kinds else None
+                )
+                bits[wrapper.name] = (of_weight, min(activations, default=None))
     rows = []
     for name, module in _weighted(model):
         weight = module._parameters["weight"]
@@ -129,7 +140,7 @@ def layer_table(model: nn.Module, *compressors: Compressor) -> LayerTable:
             )
         )
     state = model.state_dict()
-    everything = sum(t.numel() * t.element_size() for t in state.values())
+    everything = sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, Tensor))
     return LayerTable(tuple(rows), everything - sum(row.bytes_before for row in rows))
 
 
@@ -139,18 +150,31 @@ def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _cells(row: LayerRow) -> tuple[str, ...]:
+def _header(in_thousands: bool) -> tuple[str, ...]:
+    unit = "kB" if in_thousands else "BYTES"
+    return ("LAYER", "TYPE", "SHAPE", "KEPT/TOTAL", "PRUNED", "BITS W/A", unit, "NOW")
+
+
+def _cells(row: LayerRow, in_thousands: bool) -> tuple[str, ...]:
     return (
         row.name,
         row.type,
         "x".join(map(str, row.shape)),
         f"{row.kept:,}/{row.total:,}",
         _percent(row.kept, row.total),
-        str(row.weight_bits),
-        str(row.activation_bits),
-        f"{row.bytes_before:,}",
-        f"{row.bytes_after:,}",
+        f"{row.weight_bits}/{row.activation_bits}",
+        _size(row.bytes_before, in_thousands),
+        _size(row.bytes_after, in_thousands),
     )
+
+
+def _size(count: int, in_thousands: bool) -> str:
+    return f"{count / 1000:,.1f}" if in_thousands else f"{count:,}"
+
+
+def _short(text: str, width: int) -> str:
+    """Return ``text``, its beginning cut to fit: the end of a layer's name tells it apart."""
+    return text if len(text) <= width else ".." + text[len(text) - width + 2 :]
 
 
 def _percent(kept: int, total: int) -> str:

@@ -10,9 +10,8 @@ from torch.optim import Optimizer
 
 from engine import config, registry
 from engine.compressor import Compressor
+from engine.errors import ConfigError, Problem
 from engine.pruner import Pruner
-from engine.stack import Stack
-from engine.wrapper import Wrapper
 
 
 class Schedule(Pruner):
@@ -57,8 +56,16 @@ class Schedule(Pruner):
             self.plugin, config_list, arguments, source=type(self).__name__
         )
         base_class = composed.base_class or registry.find(composed.base_name).load()
+        if not issubclass(base_class, Pruner):
+            fault = Problem(
+                f"{base_class.__name__} is no pruner",
+                "/pruning_algorithm",
+                None,
+                "needs: the name of a pruner or a subclass of engine.Pruner",
+            )
+            raise ConfigError([fault], type(self).__name__)
         self.base: Pruner = base_class(
-            self.bound_model, composed.base_entries, None, **composed.base_arguments
+            self.bound_model, composed.base_entries, self.optimizer, **composed.base_arguments
         )
         self.default_op_types = self.base.default_op_types  # type: ignore[misc]
         self.straight_through = self.base.straight_through  # type: ignore[misc]

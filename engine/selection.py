@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from engine.errors import ConfigError, Problem, nearest
 
@@ -34,12 +34,12 @@ WEIGHTED_TYPES = (
 
 
 class Selected(NamedTuple):
-    """One layer and the entry that applies to it."""
+    """One layer, the entry that applies to it, and that entry's place in the list."""
 
     name: str
     module: nn.Module
     config: Mapping[str, Any]
-    index: int
+    place: int
 
 
 def select_layers(
@@ -48,6 +48,7 @@ def select_layers(
     *,
     default_types: Sequence[str] = WEIGHTED_TYPES,
     needs_weight: Callable[[Mapping[str, Any]], bool] = lambda entry: True,
+    check: Callable[[nn.Module], str | None] = lambda module: None,
     source: str = "config_list",
     pointer: str = "/config_list",
     line: Callable[[str], int | None] = lambda pointer: None,
@@ -56,9 +57,19 @@ def select_layers(
 
     A module reachable under several names is selected once, under its first name.
 
+    Args:
+        model: where to look.
+        entries: the ``config_list``, checked by itself.
+        default_types: what ``default`` stands for.
+        needs_weight: says whether the layers of an entry must have a weight.
+        check: says why the algorithm cannot work on a layer, None if it can.
+        source: what the message calls the configuration.
+        pointer: where the list is in it.
+        line: the line of a pointer, for a configuration from a file.
+
     Raises:
         ConfigError: names or types that the model does not have, entries that match nothing,
-            layers without a weight; all of them at once.
+            layers without a weight or refused by ``check``; all of them at once.
     """
     problems: list[Problem] = []
 
@@ -84,7 +95,9 @@ def select_layers(
                     wanted_names.add(every_name[name])
                     continue
                 known, hint = _near_names(name, every_name)
-                report(f"/{index}/op_names/{place}", f'the model has no layer "{name}"', known, hint)
+                report(
+                    f"/{index}/op_names/{place}", f'the model has no layer "{name}"', known, hint
+                )
         for place, name in enumerate(entry.get("op_types", ())):
             if name != "default" and name not in present:
                 report(
@@ -104,10 +117,13 @@ def select_layers(
         chosen.update(dict.fromkeys(matched, (entry, index)))
     faults: dict[int, list[str]] = {}
     for name, (entry, index) in chosen.items():
-        if not entry.get("exclude", False) and needs_weight(entry):
-            fault = weight_fault(layers[name], name)
-            if fault:
-                faults.setdefault(index, []).append(fault)
+        if entry.get("exclude", False):
+            continue
+        fault = weight_fault(layers[name], name) if needs_weight(entry) else None
+        if fault is None and (refused := check(layers[name])):
+            fault = f'layer "{name}": {refused}'
+        if fault:
+            faults.setdefault(index, []).append(fault)
     for index, messages in faults.items():
         more = f" (and {len(messages) - 1} more layers)" if len(messages) > 1 else ""
         report(f"/{index}", messages[0] + more, _offer(types))
@@ -137,7 +153,7 @@ def weight_fault(module: nn.Module, name: str) -> str | None:
         ]
         hint = f"; inside it are: {', '.join(inside[:4])}" if inside else ""
         return f"{label} has no weight of its own{hint}"
-    if is_lazy(weight):
+    if isinstance(weight, UninitializedParameter):
         return f"the weight of {label} has no shape yet; run one batch through the model first"
     if not weight.is_floating_point():
         return f"the weight of {label} is {weight.dtype}, not floating point"

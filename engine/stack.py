@@ -67,20 +67,28 @@ class Stack:
         return implementations[0][1] if implementations else None
 
     def _register(self, plugin: object) -> None:
+        if isinstance(plugin, type):
+            raise _no_extension(plugin.__name__, "is a class, not an instance")
         namespace = _Implementations()
         misspelt = [
             name
             for name in dir(type(plugin))
-            if name not in HOOKS and hasattr(inspect.getattr_static(plugin, name), "engine_impl")
+            if name.removeprefix("_on_") not in HOOKS
+            and hasattr(inspect.getattr_static(plugin, name), "engine_impl")
         ]
         for name in misspelt:
+            suggestion = nearest(name, HOOKS)
             raise PluginError(
                 f"{describe(plugin)} implements an unknown hook {name!r}\n"
-                f"  hooks are: {', '.join(HOOKS)}\n"
-                f"  did you mean {nearest(name, HOOKS)!r}?",
+                f"  hooks are: {', '.join(HOOKS)}"
+                + (f"\n  did you mean {suggestion!r}?" if suggestion else ""),
                 plugin=describe(plugin),
                 hook=name,
             )
+        if not hasattr(plugin, "hooks_by_name") and not any(
+            implementation_of(plugin, hook) for hook in HOOKS
+        ):
+            raise _no_extension(describe(plugin), "has no hook")
         for hook, spec_args in HOOKS.items():
             method = implementation_of(plugin, hook)
             if method is None:
@@ -107,9 +115,7 @@ class Stack:
             self._manager.register(namespace, name=f"{describe(plugin)} {id(plugin)}")
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise PluginError(
-                f"{describe(plugin)}: {error}", plugin=describe(plugin)
-            ) from error
+            raise PluginError(f"{describe(plugin)}: {error}", plugin=describe(plugin)) from error
 
 
 class _Implementations:
@@ -123,12 +129,12 @@ def implementation_of(plugin: object, hook: str) -> Callable[..., Any] | None:
     derives from one of the engine's bases, whose placeholders (``_is_placeholder``) do not.
     """
     # Compressor moves a subclass's update_epoch and step to these names.
-    method = getattr(plugin, f"_on_{hook}", None) or getattr(plugin, hook, None)
+    method: Any = getattr(plugin, f"_on_{hook}", None) or getattr(plugin, hook, None)
     if not callable(method) or getattr(method, "_is_placeholder", False):
         return None
-    if hasattr(method, f"{PROJECT}_impl"):
-        return method
-    return method if getattr(type(plugin), "hooks_by_name", False) else None
+    marked = hasattr(method, f"{PROJECT}_impl") or getattr(type(plugin), "hooks_by_name", False)
+    implementation: Callable[..., Any] | None = method if marked else None
+    return implementation
 
 
 def placeholder(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,6 +146,14 @@ def placeholder(method: Callable[..., Any]) -> Callable[..., Any]:
 def describe(plugin: object) -> str:
     """Return how messages name a plugin."""
     return getattr(plugin, "plugin_name", None) or type(plugin).__name__
+
+
+def _no_extension(name: str, fault: str) -> PluginError:
+    return PluginError(
+        f"the extension {name} {fault}\n"
+        "  an extension is an object with methods marked @engine.hookimpl",
+        plugin=name,
+    )
 
 
 def _options(options: dict[str, Any] | None) -> dict[str, Any]:

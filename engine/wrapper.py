@@ -7,7 +7,7 @@ names and classes. The wrapper's buffers (masks, ranges, statistics) are saved w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class Wrapper(nn.Module):
         self.register_buffer("bias_mask", None)
         self._own = frozenset(self.__dict__) - {"sparsity"}
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def attributes(self) -> dict[str, Any]:
         """Return what algorithms keep on the wrapper beside buffers: ``sparsity`` and their own."""
         return {k: v for k, v in self.__dict__.items() if k not in self._own and k != "_own"}
@@ -63,7 +67,10 @@ class Wrapper(nn.Module):
         return self.module._parameters.get("bias")
 
     def set_attribute(self, name: str, value: Any) -> None:
-        """Set ``value`` on the wrapper; a tensor becomes a buffer, cloned, on the layer's device."""
+        """Set ``value`` on the wrapper; a tensor becomes a buffer, cloned, on the layer's device.
+
+        A list, dict or set is copied too, so that no two wrappers fill the same one.
+        """
         if isinstance(value, Tensor):
             if hasattr(self, name) and name not in self._buffers:
                 delattr(self, name)
@@ -72,7 +79,7 @@ class Wrapper(nn.Module):
             self._buffers[name] = None
         else:
             self._buffers.pop(name, None)
-            setattr(self, name, value)
+            setattr(self, name, value.copy() if isinstance(value, (list, dict, set)) else value)
 
     @property
     def device(self) -> torch.device:

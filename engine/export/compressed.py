@@ -15,6 +15,7 @@ from engine.export.mask_files import masks_of
 from engine.export.onnx_file import export_onnx
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
 from engine.files import PathLike, load_tensors, save_tensors, write_whole
+from engine.quant_types import QuantType, bits_of, quant_types_of
 
 if TYPE_CHECKING:
     from engine.pruner import Pruner
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "engine.quantized"
 _VERSION = 1
-_KEYS = ("scale", "zero_point", "qmin", "qmax", "low", "high")
+#: What ``engine.quantization.keep_grid`` puts on a wrapper for each quantized tensor.
+_GRID = ("scale", "zero_point", "qmin", "qmax", "range")
 
 
 def export_pruned(
@@ -36,13 +38,17 @@ def export_pruned(
 ) -> None:
     """Write a pruned model; see ``Pruner.export_model``."""
     _needs_path(model_path)
-    state = dict(pruner.bound_model.state_dict())
+    # By identity, since a shared parameter has several keys.
+    masked: dict[int, Tensor] = {}
     for wrapper in pruner.wrappers:
-        for name in ("weight", "bias"):
+        for name, parameter in (("weight", wrapper.weight), ("bias", wrapper.bias)):
             mask = wrapper.mask(name)
-            key = f"{wrapper.name}.{name}" if wrapper.name else name
-            if mask is not None:
-                state[key] = state[key] * mask
+            if parameter is not None and mask is not None:
+                masked[id(parameter)] = parameter.detach() * mask
+    state = {
+        key: masked.get(id(value), value.detach() if isinstance(value, Tensor) else value)
+        for key, value in pruner.bound_model.state_dict(keep_vars=True).items()
+    }
     if onnx_path is not None:
         export_onnx(pruner.bound_model, onnx_path, input_shape, device)
     if mask_path is not None:
@@ -60,17 +66,16 @@ def export_quantized(
 ) -> None:
     """Write a quantized model; see ``Quantizer.export_model``."""
     _needs_path(model_path)
+    packed = packed_weights(quantizer.wrappers)
+    rest = {
+        key: value for key, value in quantizer.bound_model.state_dict().items() if key not in packed
+    }
+    # Reading the weights above has brought their grids up to date.
+    text = json.dumps(calibration_of(quantizer.wrappers), indent=2)
     if onnx_path is not None:
         export_onnx(quantizer.bound_model, onnx_path, input_shape, device)
     if calibration_path is not None:
-        text = json.dumps(calibration_of(quantizer.wrappers), indent=2)
         write_whole(calibration_path, lambda temporary: temporary.write_text(text))
-    packed = packed_weights(quantizer.wrappers)
-    rest = {
-        key: value
-        for key, value in quantizer.bound_model.state_dict().items()
-        if key not in packed
-    }
     save_tensors(
         model_path,
         {
@@ -96,12 +101,17 @@ def load_quantized(model: nn.Module, path: PathLike) -> nn.Module:
     saved = load_tensors(path)
     if not isinstance(saved, Mapping) or saved.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a quantized model written by export_model")
-    if saved["version"] != _VERSION:
+    if saved.get("version") != _VERSION:
         raise CheckpointError(
-            f"{path} has version {saved['version']}, this engine reads version {_VERSION}"
+            f"{path} has version {saved.get('version')}, this engine reads version {_VERSION}"
         )
-    state = dict(saved["rest"])
-    state.update((k, unpack(PackedWeight(**v))) for k, v in saved["quantized"].items())
+    try:
+        state = dict(saved["rest"])
+        for key, parts in saved["quantized"].items():
+            state[key] = unpack(PackedWeight(**parts))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # Whatever somebody else may have put in the place of our fields.
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     load_model(model, state)
     return model
 
@@ -112,8 +122,6 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
     Raises:
         ExportError: a weight is not on a grid of its bits; the layer is named.
     """
-    from engine.quantizer import QuantType, bits_of, quant_types_of
-
     packed = {}
     for wrapper in wrappers:
         if QuantType.WEIGHT not in quant_types_of(wrapper):
@@ -138,21 +146,26 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
 
 
 def calibration_of(wrappers: Sequence[Wrapper]) -> dict[str, Any]:
-    """Return bits, ranges and scales of each layer as plain values."""
-    from engine.quantizer import bits_of, quant_types_of
-
+    """Return bits, grids and ranges of each layer as plain values; None where none was seen."""
     return {
         wrapper.name: {
             quant_type.key: {"bits": bits_of(wrapper, quant_type)}
             | {
-                key: value.tolist() if isinstance(value, Tensor) else value
-                for key in _KEYS
-                if (value := getattr(wrapper, f"{quant_type.key}_{key}", None)) is not None
+                name: _plain(getattr(wrapper, f"{quant_type.key}_{name}"))
+                for name in _GRID
+                if hasattr(wrapper, f"{quant_type.key}_{name}")
             }
             for quant_type in quant_types_of(wrapper)
         }
         for wrapper in wrappers
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it, which has no NaN: a range before any batch is None."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.tolist() if bool(value.isfinite().all()) else None
 
 
 def _needs_path(model_path: PathLike | None) -> None:

@@ -33,18 +33,7 @@ def load_masks(path: PathLike) -> Masks:
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
-    masks = load_tensors(path)
-    fits = isinstance(masks, Mapping) and all(
-        isinstance(entry, Mapping)
-        and all(value is None or isinstance(value, Tensor) for value in entry.values())
-        for entry in masks.values()
-    )
-    if not fits:
-        raise CheckpointError(
-            f"{path} is not a mask file\n"
-            '  it must hold {layer: {"weight": mask, "bias": mask or None}}'
-        )
-    return dict(masks)
+    return _checked(load_tensors(path), f"{path} is not a mask file")
 
 
 @torch.no_grad()
@@ -58,7 +47,10 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Any] | PathLike) -> None:
     Raises:
         CheckpointError: a layer does not exist or a mask has another shape; nothing was changed.
     """
-    loaded = masks if isinstance(masks, Mapping) else load_masks(masks)
+    if isinstance(masks, Mapping):
+        loaded = _checked(masks, "these are no masks")
+    else:
+        loaded = load_masks(masks)
     layers = dict(model.named_modules(remove_duplicate=False))
     faults: list[str] = []
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -85,3 +77,21 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Any] | PathLike) -> None:
         )
     for parameter, mask in pairs:
         parameter.mul_(mask.to(parameter.device))
+
+
+def _checked(masks: Any, fault: str) -> Masks:
+    fits = isinstance(masks, Mapping) and all(
+        isinstance(entry, Mapping)
+        and all(mask is None or _holds_zeros_and_ones(mask) for mask in entry.values())
+        for entry in masks.values()
+    )
+    if not fits:
+        raise CheckpointError(
+            f'{fault}\n  masks are {{layer: {{"weight": mask, "bias": mask or None}}}}, '
+            "tensors of zeros and ones"
+        )
+    return {layer: dict(entry) for layer, entry in masks.items()}
+
+
+def _holds_zeros_and_ones(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and bool(((mask == 0) | (mask == 1)).all())

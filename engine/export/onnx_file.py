@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.computed import held_weights
 from engine.errors import ExportError
 from engine.files import PathLike, write_whole
 
@@ -23,7 +24,7 @@ def export_onnx(
 
     Args:
         model: takes one floating-point input.
-        path: the file.
+        path: the file. Masked and quantized weights are stored as the values they have now.
         input_shape: shape of the input, batch included; the batch becomes dynamic.
         device: where to trace; by default where the model's parameters are.
 
@@ -44,6 +45,15 @@ def export_onnx(
     target = torch.device(device) if device is not None else home
     example = torch.zeros(*input_shape, dtype=parameter.dtype, device=target)
 
+    def refused(error: BaseException) -> ExportError:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return ExportError(
+            f"the model cannot be exported to ONNX for an input of shape {list(input_shape)}: "
+            f"{lines[0]}"
+        )
+
     def write(temporary: Path) -> None:
         exporter_log = logging.getLogger("torch.onnx")
         level = exporter_log.level
@@ -60,6 +70,11 @@ def export_onnx(
                     verbose=False,
                     dynamic_shapes=({0: torch.export.Dim.AUTO},),
                 )
+        except OSError:
+            raise
+        except Exception as error:
+            # Here, since write_whole takes a RuntimeError for a full disk.
+            raise refused(error) from error
         finally:
             exporter_log.setLevel(level)
 
@@ -67,18 +82,14 @@ def export_onnx(
         model.eval()
         if target != home:
             model.to(target)
-        with torch.no_grad():
+        with torch.no_grad(), held_weights(model):
             model(example)
-        write_whole(path, write)
+            write_whole(path, write)
     except ExportError:
         raise
     except Exception as error:
-        # The exporter and the model's own forward raise whatever they like.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(
-            f"the model cannot be exported to ONNX for an input of shape {list(input_shape)}: "
-            f"{lines[0]}"
-        ) from error
+        # The model's own forward raises whatever it likes.
+        raise refused(error) from error
     finally:
         if target != home:
             model.to(home)

@@ -3,7 +3,7 @@
 A weight of b bits takes b bits. Its values come back bit-exactly: they are stored as integers of
 an affine grid ``scale * (q - zero_point)`` where that reproduces each value, else as indices into
 the table of the values that occur. Where most are zero, one bit per weight says which are not, and
-only those are stored.
+only those are stored; so too where pruning left zeros that a full grid has no code for.
 """
 
 from __future__ import annotations
@@ -58,70 +58,94 @@ def pack(
         qmin: smallest integer of the grid.
 
     Raises:
-        ExportError: ``weight`` has more than ``2**bits`` values.
+        ExportError: ``weight`` has more than ``2**bits`` values beside zero, or NaN.
     """
-    weight = weight.detach().cpu()
+    weight = weight.detach().cpu() + 0.0  # without -0.0
     present = weight != 0
+    count = weight.numel()
     kept = int(torch.count_nonzero(present))
-    sparse = weight.numel() + kept * bits < weight.numel() * bits
-    stored = weight[present] if sparse else weight
-    table: Tensor | None = None
-    codes = None
+    everything = torch.ones_like(present)
+    grid = None
     if scale is not None and zero_point is not None:
-        scale, zero_point = scale.detach().cpu().clone(), zero_point.detach().cpu().clone()
-        integers = quantize(weight.to(scale.dtype), scale, zero_point, qmin, qmin + 2**bits - 1)
-        back = dequantize(integers, scale, zero_point).to(weight.dtype)
-        # A pruned weight is zero even where zero is not on the grid; sparse storage leaves it out.
-        if torch.equal(back[present], stored) if sparse else torch.equal(back, stored):
-            codes = (integers[present] if sparse else integers).flatten() - qmin
-    if codes is None:
-        scale = zero_point = None
-        table, codes = torch.unique(stored, return_inverse=True)
-        if table.numel() > 2**bits:
-            raise ExportError(
-                f"the weight has {table.numel()} different values, {bits} bits hold "
-                f"{2**bits}: it is not quantized to {bits} bits"
-            )
-    return PackedWeight(
-        tuple(weight.shape),
-        str(weight.dtype).removeprefix("torch."),
-        bits,
-        _to_bits(codes.flatten().to(torch.int32), bits),
-        _to_bits(present.flatten().to(torch.int32), 1) if sparse else None,
-        table,
-        scale,
-        zero_point,
-        qmin,
+        grid = scale.detach().cpu().clone(), zero_point.detach().cpu().clone()
+    plans = [(everything, count * bits), (present, count + kept * bits)]
+    for stored, _ in sorted(plans, key=lambda plan: plan[1]):
+        codes, table = _codes(weight, stored, bits, grid, qmin)
+        if codes is None:
+            continue
+        return PackedWeight(
+            tuple(weight.shape),
+            str(weight.dtype).removeprefix("torch."),
+            bits,
+            _to_bits(codes.flatten().to(torch.int32), bits),
+            _to_bits(present.flatten().to(torch.int32), 1) if stored is present else None,
+            table,
+            grid[0] if grid is not None and table is None else None,
+            grid[1] if grid is not None and table is None else None,
+            qmin,
+        )
+    if bool(weight.isnan().any()):
+        raise ExportError("the weight holds NaN")
+    values = torch.unique(weight[present]).numel()
+    raise ExportError(
+        f"the weight has {values} different values beside zero, {bits} bits hold {2**bits}: it "
+        f"is not quantized to {bits} bits"
     )
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """Return the weight that :func:`pack` was given, bit-exactly (-0.0 comes back as 0.0)."""
-    dtype = getattr(torch, packed.dtype)
-    total = torch.Size(packed.shape).numel()
-    present = None
-    count = total
-    if packed.present is not None:
-        present = _from_bits(packed.present, 1, total).bool()
-        count = int(torch.count_nonzero(present))
-    codes = _from_bits(packed.codes, packed.bits, count)
+    """Return the weight that :func:`pack` was given, bit-exactly (-0.0 comes back as 0.0).
+
+    Raises:
+        ValueError: the parts do not belong together.
+    """
+    dtype = getattr(torch, packed.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"{packed.dtype!r} is no floating-point dtype")
+    if not 1 <= packed.bits <= 16:
+        raise ValueError(f"codes of {packed.bits} bits")
+    shape = torch.Size(packed.shape)
+    # Codes first: only a stream of their length lets anything of the shape's size be made.
+    if packed.present is None:
+        codes = _from_bits(packed.codes, packed.bits, shape.numel())
+        stored = torch.ones(shape, dtype=torch.bool)
+    else:
+        stored = _from_bits(packed.present, 1, shape.numel()).bool().view(shape)
+        codes = _from_bits(packed.codes, packed.bits, int(torch.count_nonzero(stored)))
+    weight = torch.zeros(shape, dtype=dtype)
     if packed.table is not None:
-        values = packed.table[codes.long()]
-        if present is None:
-            return values.view(packed.shape)
-        return torch.zeros(total, dtype=dtype).masked_scatter(present, values).view(packed.shape)
-    assert packed.scale is not None
-    assert packed.zero_point is not None
-    integers = codes + packed.qmin
-    if present is not None:
-        integers = torch.zeros(total, dtype=torch.int32).masked_scatter(present, integers)
-    weight = dequantize(integers.view(packed.shape), packed.scale, packed.zero_point).to(dtype)
-    return weight if present is None else weight.mul(present.view(packed.shape))
+        weight[stored] = packed.table[codes.long()]
+        return weight
+    if packed.scale is None or packed.zero_point is None:
+        raise ValueError("neither a table nor a grid")
+    integers = torch.zeros(shape, dtype=torch.int32)
+    integers[stored] = codes + packed.qmin
+    return weight.where(~stored, _on_grid(integers, packed.scale, packed.zero_point, dtype))
 
 
 def to_plain(packed: PackedWeight) -> dict[str, Any]:
     """Return what ``torch.save`` writes for a packed weight: tensors and plain values."""
     return packed._asdict()
+
+
+def _codes(
+    weight: Tensor, stored: Tensor, bits: int, grid: tuple[Tensor, Tensor] | None, qmin: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return a code for each stored weight and the table they index; no codes if bits are few."""
+    values = weight[stored]
+    if grid is not None:
+        integers = quantize(weight, *grid, qmin, qmin + 2**bits - 1)
+        if torch.equal(_on_grid(integers, *grid, weight.dtype)[stored], values):
+            return integers[stored] - qmin, None
+    table, codes = torch.unique(values, return_inverse=True)
+    fits = table.numel() <= 2**bits and not bool(table.isnan().any())
+    return (codes, table) if fits else (None, None)
+
+
+def _on_grid(integers: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values of ``integers``, computed as fake quantization of ``dtype`` does."""
+    computed_in = torch.promote_types(scale.dtype, dtype)
+    return dequantize(integers, scale.to(computed_in), zero_point).to(dtype)
 
 
 #: Codes handled at once, a multiple of 8 so that each chunk fills whole bytes.
@@ -133,7 +157,7 @@ def _to_bits(codes: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(bits, dtype=torch.int32)
     places = 2 ** torch.arange(8, dtype=torch.uint8)
     parts = [torch.empty(0, dtype=torch.uint8)]
-    for chunk in codes.split(_CHUNK):
+    for chunk in codes.split(_CHUNK):  # type: ignore[no-untyped-call]
         stream = ((chunk[:, None] >> shifts) & 1).flatten().to(torch.uint8)
         octets = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
         parts.append((octets * places).sum(dim=1, dtype=torch.uint8))
@@ -141,10 +165,16 @@ def _to_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def _from_bits(stream: Tensor, bits: int, count: int) -> Tensor:
-    """Return the ``count`` codes of ``bits`` bits in ``stream`` as int32 (count,)."""
+    """Return the ``count`` codes of ``bits`` bits in ``stream`` as int32 (count,).
+
+    Raises:
+        ValueError: the stream has another length than these codes.
+    """
+    if stream.dtype != torch.uint8 or stream.shape != (-(-count * bits // 8),):
+        raise ValueError(f"{stream.numel()} bytes do not hold {count} codes of {bits} bits")
     shifts = torch.arange(bits, dtype=torch.int32)
     parts = [torch.empty(0, dtype=torch.int32)]
-    for octets in stream.split(_CHUNK // 8 * bits):
+    for octets in stream.split(_CHUNK // 8 * bits):  # type: ignore[no-untyped-call]
         ones = ((octets[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()
         held = ones[: ones.numel() // bits * bits].view(-1, bits).to(torch.int32)
         parts.append((held << shifts).sum(dim=1, dtype=torch.int32))

@@ -3,6 +3,7 @@
 What matters of a filter is what the network computes from it: the output of the activation
 function, after any norm in between. While a model runs, a torch function mode follows each watched
 layer's output through norms and dropout to the activation function, be it a module or a call.
+A compiled model has neither modules nor calls any more: only forwards that run eagerly are watched.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from engine.pruning.channels import Channels
 from engine.wrapper import Wrapper
 
 _ACTIVATIONS: dict[str, tuple[Any, ...]] = {
@@ -28,8 +30,6 @@ _TRANSPARENT = frozenset(
     (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.dropout,
      F.dropout2d, F.dropout3d, Tensor.contiguous)
 )  # fmt: skip
-_LAST_DIMENSION = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-_SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
 class ActivationWatch(TorchFunctionMode):
@@ -39,6 +39,7 @@ class ActivationWatch(TorchFunctionMode):
         model: the model whose forward is watched.
         wrappers: the layers whose activations are wanted.
         activation: "relu" or "relu6".
+        wants: says whether a layer's activation is wanted now; where none is, nothing is followed.
         observe: gets the activation as (filters, samples), under ``torch.no_grad()``.
     """
 
@@ -47,11 +48,14 @@ class ActivationWatch(TorchFunctionMode):
         model: nn.Module,
         wrappers: Sequence[Wrapper],
         activation: str,
+        wants: Callable[[Wrapper], bool],
         observe: Callable[[Wrapper, Tensor], None],
     ) -> None:
         super().__init__()
         self._functions = _ACTIVATIONS[activation]
         self._apply = _APPLY[activation]
+        self._wrappers = wrappers
+        self._wants = wants
         self._observe = observe
         self._running = False
         self._followed: dict[int, tuple[Wrapper, Tensor]] = {}
@@ -85,20 +89,25 @@ class ActivationWatch(TorchFunctionMode):
         return result
 
     def _start(self, module: nn.Module, args: Any) -> None:
-        self._running = True
-        self._followed.clear()
-        self.__enter__()
+        if torch.compiler.is_compiling():
+            return
+        if any(self._wants(wrapper) for wrapper in self._wrappers):
+            self._running = True
+            self._followed.clear()
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     def _stop(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._running:
             self._running = False
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             for wrapper, tensor in self._followed.values():
                 self._report(wrapper, self._apply(tensor.detach()))
             self._followed.clear()
 
     def _follow(self, wrapper: Wrapper, output: Any) -> None:
-        if not isinstance(output, Tensor):
+        if torch.compiler.is_compiling():
+            return
+        if not isinstance(output, Tensor) or not self._wants(wrapper):
             return
         if self._running:
             self._followed[id(output)] = (wrapper, output)
@@ -107,8 +116,7 @@ class ActivationWatch(TorchFunctionMode):
 
     @torch.no_grad()
     def _report(self, wrapper: Wrapper, activation: Tensor) -> None:
-        axis = _channel_axis(wrapper.module)
-        self._observe(wrapper, activation.detach().movedim(axis, 0).flatten(1))
+        self._observe(wrapper, Channels(wrapper.module).of_output(activation.detach()))
 
 
 class _Call:
@@ -126,14 +134,3 @@ class _Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Call, ()
-
-
-def _channel_axis(module: nn.Module) -> int:
-    """Return the axis of the layer's output that counts its filters, from the end."""
-    if isinstance(module, _LAST_DIMENSION):
-        return -1
-    for cls in type(module).__mro__:
-        if cls.__name__[-2:] in _SPATIAL and cls.__name__.startswith(("Conv", "BatchNorm")):
-            spatial = _SPATIAL[cls.__name__[-2:]]
-            return 1 if cls is nn.BatchNorm1d else -(spatial + 1)
-    return 1

@@ -22,6 +22,9 @@ _FIRST_DIMENSION = (
 _ELEMENTWISE = (nn.LayerNorm, nn.RMSNorm)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COLUMNS = (nn.Embedding, nn.EmbeddingBag)
+_LAST_AXIS = (nn.Linear, nn.Bilinear, *_COLUMNS, *_ELEMENTWISE)
+#: Number of axes after the filters' in the output of a layer that also takes a single sample.
+_SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
 class Channels:
@@ -45,6 +48,7 @@ class Channels:
                 f"{type(module).__name__} has no filters that can be ranked; layers that have: "
                 "convolutions (transposed ones too), Linear, Bilinear, Embedding, norm layers"
             )
+        self._module = module
         self._shape = weight.shape
         self._groups = module.groups if isinstance(module, _TRANSPOSED) else None
         self._columns = isinstance(module, _COLUMNS)
@@ -83,3 +87,24 @@ class Channels:
         if self._elementwise:
             return per_filter.view(self._shape)
         return per_filter.view(-1, *[1] * (len(self._shape) - 1)).expand(self._shape)
+
+    def of_output(self, output: Tensor) -> Tensor:
+        """Return ``output``, the layer's or what was computed from it alike, as (filters, samples).
+
+        With or without a batch dimension, where the layer allows both.
+        """
+        if self._elementwise:
+            output = output.flatten(-len(self._shape))
+        if self.count > 1:
+            output = output.movedim(self._axis, 0)
+        return output.reshape(self.count, -1)
+
+    @property
+    def _axis(self) -> int:
+        """The axis of the layer's output that counts its filters."""
+        if isinstance(self._module, _LAST_AXIS):
+            return -1
+        for name in (cls.__name__ for cls in type(self._module).__mro__):
+            if name.startswith(("Conv", "InstanceNorm")) and name[-2:] in _SPATIAL:
+                return -1 - _SPATIAL[name[-2:]]
+        return 1

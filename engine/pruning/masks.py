@@ -36,7 +36,7 @@ def smallest_removed(scores: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: ``count`` is out of range.
     """
-    scores = scores.detach()
+    scores = scores.detach().contiguous()
     total = scores.numel()
     if not 0 <= count <= total:
         raise ValueError(f"count must be in [0, {total}], got {count}")
@@ -44,8 +44,7 @@ def smallest_removed(scores: Tensor, count: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if count == total:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        scores = scores.float()
+    scores = wide(scores)
     threshold = scores.flatten().kthvalue(count).values
     if torch.isnan(threshold):
         return _by_order(scores, count)
@@ -55,6 +54,11 @@ def smallest_removed(scores: Tensor, count: int) -> Tensor:
         tied = (scores.flatten() == threshold).nonzero().flatten()
         kept.view(-1)[tied[surplus:]] = True
     return kept
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float32 where it is half precision, else itself."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _by_order(scores: Tensor, count: int) -> Tensor:

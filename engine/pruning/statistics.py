@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ class StatisticsFilterPruner(FilterPruner):
     """
 
     statistics_batch_num: int
+    #: What the statistic is made of, and why there may be none.
+    seen: ClassVar[str] = "statistic"
+    unseen: ClassVar[str] = "nothing was recorded for it"
+    _steps = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,14 +33,13 @@ class StatisticsFilterPruner(FilterPruner):
             wrapper.set_attribute("statistic", torch.zeros(Channels(wrapper.module).count))
             wrapper.set_attribute("batches", 0)
 
-    @property
-    def recording(self) -> bool:
-        """Whether any layer still needs minibatches."""
-        return any(wrapper.batches < self.statistics_batch_num for wrapper in self.wrappers)
+    def wants(self, wrapper: Wrapper) -> bool:
+        """Return whether this layer still needs minibatches."""
+        return bool(wrapper.batches < self.statistics_batch_num)
 
     def record(self, wrapper: Wrapper, per_filter: Tensor) -> None:
         """Add one minibatch's statistic, shape (filters,), accumulated in float32."""
-        if wrapper.batches < self.statistics_batch_num:
+        if self.wants(wrapper):
             if wrapper.statistic.device != per_filter.device:
                 wrapper.statistic = wrapper.statistic.to(per_filter.device)
             wrapper.statistic += per_filter.detach().float()
@@ -43,7 +47,7 @@ class StatisticsFilterPruner(FilterPruner):
 
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor | None:
         """Return the mean over the recorded minibatches, None before there are enough."""
-        if wrapper.batches < self.statistics_batch_num:
+        if self.wants(wrapper):
             return None
         mean: Tensor = wrapper.statistic / wrapper.batches
         return mean
@@ -52,7 +56,19 @@ class StatisticsFilterPruner(FilterPruner):
         """Record anew."""
         for wrapper in self.wrappers:
             wrapper.statistic.zero_()
-            wrapper.batches = 0
+            wrapper.set_attribute("batches", 0)
+
+    def step(self) -> None:
+        """Say which layers nothing is recorded for, once, rather than wait in silence."""
+        self._steps += 1
+        if self._steps == self.statistics_batch_num:
+            missing = [f'"{wrapper.name}"' for wrapper in self.wrappers if wrapper.batches == 0]
+            if missing:
+                warnings.warn(
+                    f"no {self.seen} of {', '.join(missing)} in {self._steps} steps, so there is "
+                    f"no mask yet: {self.unseen}",
+                    stacklevel=2,
+                )
 
 
 class ActivationFilterPruner(StatisticsFilterPruner):
@@ -63,6 +79,8 @@ class ActivationFilterPruner(StatisticsFilterPruner):
     """
 
     activation: str
+    seen = "activation"
+    unseen = "the layer is not called by itself, or runs in torch.compile (run it eagerly first)"
     _watch: ActivationWatch | None = None
 
     def activation_statistic(self, activation: Tensor) -> Tensor:
@@ -71,7 +89,9 @@ class ActivationFilterPruner(StatisticsFilterPruner):
 
     def preprocess_model(self, model: nn.Module) -> None:
         """Start watching the model's forward passes."""
-        self._watch = ActivationWatch(model, self.wrappers, self.activation, self._observe)
+        self._watch = ActivationWatch(
+            model, self.wrappers, self.activation, self.wants, self._observe
+        )
 
     def unwrap(self, *, bake: bool = False) -> nn.Module:
         """Detach; see :meth:`Pruner.unwrap`."""

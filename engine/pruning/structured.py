@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.pruner import Pruner
 from engine.pruning.channels import Channels
@@ -29,6 +29,14 @@ class FilterPruner(Pruner):
         "ConvTranspose3d",
         "Linear",
     )
+
+    def check_layer(self, module: nn.Module) -> str | None:
+        """Refuse layers of which it is not known what their filters are."""
+        try:
+            Channels(module)
+        except TypeError as error:
+            return str(error)
+        return None
 
     @placeholder
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor | None:

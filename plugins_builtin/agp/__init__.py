@@ -15,7 +15,9 @@ class AGPPruner(Schedule):
     """Raises the sparsity from ``initial_sparsity`` to ``final_sparsity``."""
 
     @hookimpl(wrapper=True)
-    def sparsity(self, wrapper: Wrapper, epoch: int) -> Generator[None, float, float]:
+    def sparsity(  # type: ignore[override]
+        self, wrapper: Wrapper, epoch: int
+    ) -> Generator[None, float, float]:
         """Return eq. 1 at ``epoch``, the pruner's own fraction as the final one."""
         final = yield
         return self._at(wrapper.config, final, epoch)

@@ -20,7 +20,7 @@ class FPGMPruner(FilterPruner):
         """Return ``sum_j ||F_i - F_j||_2`` over the filters j that are not removed yet (eq. 7)."""
         filters = wide(channels.rows(wrapper.weight.detach())).contiguous()
         # Distances stay the same and lose fewer digits: cdist computes |a|^2 + |b|^2 - 2ab.
-        filters = filters - filters.mean(dim=0)
+        filters = filters - filters[0]
         mask = wrapper.mask("weight")
         kept = filters if mask is None else filters[channels.rows(mask).any(dim=1)]
         return torch.cdist(filters, kept).sum(dim=1)

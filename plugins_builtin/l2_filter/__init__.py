@@ -13,4 +13,4 @@ class L2FilterPruner(FilterPruner):
 
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor:
         """Return ``(sum_j F_ij^2)^(1/2)`` for each filter i."""
-        return wide(channels.rows(wrapper.weight.detach())).norm(dim=1)
+        return wide(channels.rows(wrapper.weight.detach())).square().sum(dim=1).sqrt()

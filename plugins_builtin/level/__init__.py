@@ -13,12 +13,15 @@ from engine.pruning import prune_count, smallest_removed
 
 
 class LevelPruner(Pruner):
-    """Removes the ``int(n * sparsity)`` smallest of each layer's n weights."""
+    """Removes the ``int(n * sparsity)`` smallest of each layer's n weights, removed ones first."""
 
     one_shot = True
 
     def calc_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor]:
         """Return the mask that is zero at the weights of smallest absolute value."""
-        weight = wrapper.weight.detach()
-        count = prune_count(weight.numel(), sparsity)
-        return {"weight_mask": smallest_removed(weight.abs(), count)}
+        magnitude = wrapper.weight.detach().abs()
+        mask = wrapper.mask("weight")
+        if mask is not None:
+            magnitude.masked_fill_(mask == 0, -1)
+        count = prune_count(magnitude.numel(), sparsity)
+        return {"weight_mask": smallest_removed(magnitude, count)}

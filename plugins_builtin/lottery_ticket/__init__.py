@@ -6,7 +6,7 @@ Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", arXiv 1803.03635, sect
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -34,10 +34,14 @@ class LotteryTicketPruner(Schedule):
             )
         self.rounds = rounds.pop() if rounds else 0
         self.round = -1
-        self._start: dict[str, Any] = copy.deepcopy(self._trainables()) if self.reset_weights else {}
+        self._start: dict[str, Any] = (
+            copy.deepcopy(self._trainables()) if self.reset_weights else {}
+        )
 
     @hookimpl(wrapper=True)
-    def sparsity(self, wrapper: Wrapper, epoch: int) -> Generator[None, float, float]:
+    def sparsity(  # type: ignore[override]
+        self, wrapper: Wrapper, epoch: int
+    ) -> Generator[None, float, float]:
         """Return ``1 - (1 - s)^(i / n)``: each round removes the same share of what is left."""
         final = yield
         return float(1 - (1 - final) ** (max(0, self.round) / self.rounds))
@@ -67,7 +71,7 @@ class LotteryTicketPruner(Schedule):
         """Return the round and the weights to rewind to."""
         return {"round": self.round, "start": self._start}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
         self.round, self._start = state["round"], state["start"]
 

@@ -6,6 +6,7 @@ Only Inference", arXiv 1712.05877, section 3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -64,7 +65,7 @@ class QAT_Quantizer(Quantizer):
         """Return the number of steps so far."""
         return {"steps": self.steps}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
         self.steps = state["steps"]
 

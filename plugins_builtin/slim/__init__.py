@@ -7,7 +7,7 @@ arXiv 1708.06519, eq. 1 and section 3.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import Pruner, Wrapper
 from engine.pruning import prune_count, smallest_removed
@@ -25,6 +25,13 @@ class SlimPruner(Pruner):
     regular_scale: float
     training_epochs: int
 
+    def check_layer(self, module: nn.Module) -> str | None:
+        """Refuse layers whose weight is no scale per channel."""
+        weight = module._parameters["weight"]
+        if weight is not None and weight.dim() == 1:
+            return None
+        return f"{type(module).__name__} has no scale per channel, as norm layers have"
+
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the penalty's subgradient ``lambda * sign(gamma)``."""
@@ -40,11 +47,14 @@ class SlimPruner(Pruner):
         scores = []
         for member in group:
             score = member.weight.detach().abs().flatten()
+            mask = member.mask("weight")
+            if mask is not None:
+                score[mask.flatten() == 0] = -1
             score[score.argmax()] = torch.inf
             scores.append(score)
         ranking = torch.cat(scores)
         count = min(prune_count(len(ranking), sparsity), len(ranking) - len(group))
-        kept = smallest_removed(ranking, count).split([len(score) for score in scores])
+        kept = torch.split(smallest_removed(ranking, count), [len(score) for score in scores])
         own = kept[next(i for i, member in enumerate(group) if member is wrapper)]
         masks = {"weight_mask": own.view_as(wrapper.weight)}
         if wrapper.bias is not None:

@@ -14,6 +14,9 @@ from engine.pruning import Channels, StatisticsFilterPruner, wide
 class TaylorFOWeightFilterPruner(StatisticsFilterPruner):
     """Removes the filters whose removal changes the loss least, to first order."""
 
+    seen = "gradient"
+    unseen = "its weight is frozen or takes no part in the loss"
+
     @torch.no_grad()
     def before_step(self) -> None:
         """Record ``sum_j (g_ij w_ij)^2`` for each filter i, weight and gradient of one step."""

@@ -1,0 +1,20 @@
+"""What all tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    # The models are tiny: threads would cost more than they save, above all under pytest-xdist.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _random_state() -> Iterator[None]:
+    """Each test draws its own numbers, whatever ran before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
