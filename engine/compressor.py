@@ -7,12 +7,13 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from engine import checkpoint, config, registry
 from engine.errors import ConfigError, EngineError, Problem
+from engine.model_hooks import KEEPER, Keeper, OwnHook
 from engine.optimizer_hooks import OptimizerHooks
 from engine.selection import WEIGHTED_TYPES, Selected, select_layers
 from engine.stack import Stack, describe, placeholder
@@ -20,7 +21,6 @@ from engine.wrapper import Wrapper
 
 #: Methods of the surface that are hooks too; see ``_surface``.
 _SURFACE_HOOKS = ("update_epoch", "step")
-_KEEPER = "_engine_compressors"
 
 
 class Compressor:
@@ -125,7 +125,7 @@ class Compressor:
             self._after_step,
             self._weights_replaced,
         )
-        self.bound_model.__dict__.setdefault(_KEEPER, _Keeper()).append(self)
+        self.bound_model.__dict__.setdefault(KEEPER, Keeper()).append(self)
         return self.bound_model
 
     def unwrap(self) -> nn.Module:
@@ -140,12 +140,15 @@ class Compressor:
             self._hooks = None
         if self._stack is not None:
             self._detach()
+            restore = self._stack.resolve("restore_model")
             self._stack = None
-        keeper = self.bound_model.__dict__.get(_KEEPER, ())
+            if restore is not None:
+                restore(self, self.bound_model)
+        keeper = self.bound_model.__dict__.get(KEEPER, ())
         if self in keeper:
             keeper.remove(self)
             if not keeper:
-                del self.bound_model.__dict__[_KEEPER]
+                del self.bound_model.__dict__[KEEPER]
         return self.bound_model
 
     @placeholder
@@ -194,7 +197,9 @@ class Compressor:
         self._collectors_added += 1
         identifier = self._collectors_added
         self._collectors[identifier] = [
-            wrapper.module.register_forward_hook(_Collect(collector, wrapper))
+            wrapper.module.register_forward_hook(
+                OwnHook(lambda module, args, output, w=wrapper: collector(w, args, output))
+            )
             for wrapper in self.wrappers
         ]
         return identifier
@@ -342,42 +347,3 @@ def _surface(name: str, own: Callable[..., None]) -> Callable[..., None]:
         through(self, *args, **kwargs)
 
     return placeholder(method)
-
-
-class _Collect:
-    """A collector on one layer; a copy of the model does not report to the original's owner."""
-
-    def __init__(
-        self, collector: Callable[[Wrapper, tuple[Any, ...], Any], None], wrapper: Wrapper
-    ) -> None:
-        self._call: Callable[[tuple[Any, ...], Any], None] | None = lambda i, o: collector(
-            wrapper, i, o
-        )
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if self._call is not None:
-            self._call(inputs, output)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Collect:
-        return _Collect.__new__(_Collect)._silent()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _silent_collect, ()
-
-    def _silent(self) -> _Collect:
-        self._call = None
-        return self
-
-
-def _silent_collect() -> _Collect:
-    return _Collect.__new__(_Collect)._silent()
-
-
-class _Keeper(list[Compressor]):
-    """Keeps compressors alive as long as their model; copies of the model get an empty one."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Keeper:
-        return _Keeper()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Keeper, ()

@@ -40,7 +40,14 @@ class HookSpecs:
         """Look at or change the model before any layer is wrapped. Observer.
 
         Called by ``compress()``, once, on the dense model. What is changed here is the plugin's to
-        undo when ``compressor.unwrap()`` is called.
+        undo in ``restore_model``.
+        """
+
+    @hookspec
+    def restore_model(self, compressor: Compressor, model: nn.Module) -> None:
+        """Undo what ``preprocess_model`` did. Observer.
+
+        Called by ``compressor.unwrap()``, after masks and computed weights are gone.
         """
 
     # -- each time masks are due ---------------------------------------------------------------
@@ -62,6 +69,7 @@ class HookSpecs:
         Called after ``sparsity`` for each wrapper whose mask is due: at ``compress()`` and right
         after ``optimizer.step()``, under ``torch.no_grad()``. A mask has the shape of its parameter
         (or broadcasts to it), any dtype, and holds zeros and ones; ``bias_mask`` is optional.
+        ``wrapper.config["sparsity"]`` is ``sparsity`` meanwhile, for algorithms that read it there.
         ``wrapper_idx`` is the wrapper's place in ``get_modules_wrapper()``. None: not known yet
         (statistics are still being collected); the hook is called again after the next step.
         Constraints (dependency groups, multiples of 8) wrap this hook and change the mask.

@@ -21,12 +21,10 @@ from engine import export
 from engine.compressor import Compressor
 from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
+from engine.masking import MASKED_BY, MaskedWeight, agree_between_processes, checked_masks
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
 
-_PARAMETER_OF = {"weight_mask": "weight", "bias_mask": "bias"}
-#: Where a layer keeps the wrapper that masks it, for a quantizer that comes later.
-MASKED_BY = "_engine_masked_by"
 #: Wrappers in use by a pruner; the wrapper that a copied or unpickled layer brings along is not.
 _in_use: weakref.WeakSet[Wrapper] = weakref.WeakSet()
 
@@ -140,7 +138,7 @@ class Pruner(Compressor):
                 wrapper.sparsity = owner.sparsity
                 wrapper.register_buffer("weight_mask", owner.weight_mask)
         self._due = waiting or not one_shot
-        _agree_between_processes(fresh)
+        agree_between_processes(fresh)
         self.apply_masks()
 
     @torch.no_grad()
@@ -316,65 +314,6 @@ class Pruner(Compressor):
                 wrapper.weight.mul_(mask)
 
 
-class MaskedWeight:
-    """Computes ``weight * mask`` for one layer; the last stage of a computed weight."""
-
-    def __init__(self, wrapper: Wrapper) -> None:
-        self.wrapper = wrapper
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """Return the masked weight."""
-        mask = self.wrapper.mask("weight")
-        if mask is None:
-            return weight
-        if self.wrapper.straight_through:
-            return weight + (weight * (mask - 1)).detach()
-        return weight * mask
-
-
-def checked_masks(masks: Any, wrapper: Wrapper, plugin: str) -> dict[str, Tensor]:
-    """Return ``masks`` as tensors like their parameters, zeros and ones.
-
-    Raises:
-        PluginError: not a dict of masks, an unknown parameter, a wrong shape, other values.
-    """
-
-    def fault(message: str) -> PluginError:
-        return PluginError(
-            f'{plugin}.calc_mask for layer "{wrapper.name}" ({wrapper.type}) {message}\n'
-            '  it must return {"weight_mask": tensor} and may add "bias_mask", zeros and ones '
-            "of the parameter's shape",
-            plugin=plugin,
-            hook="calc_mask",
-            layer=wrapper.name,
-        )
-
-    if isinstance(masks, Tensor):
-        masks = {"weight_mask": masks}
-    if not isinstance(masks, Mapping):
-        raise fault(f"returned a {type(masks).__name__}")
-    result = {}
-    for name, mask in masks.items():
-        if mask is None:
-            continue
-        parameter = wrapper.module._parameters.get(_PARAMETER_OF.get(name, ""))
-        if parameter is None:
-            raise fault(f"returned {name!r}, which the layer has no parameter for")
-        if not isinstance(mask, Tensor):
-            raise fault(f"returned {name!r} as a {type(mask).__name__}")
-        try:
-            whole = mask.detach().to(parameter.device).expand(parameter.shape)
-        except RuntimeError:
-            raise fault(
-                f"returned {name!r} of shape {tuple(mask.shape)} for a parameter of shape "
-                f"{tuple(parameter.shape)}"
-            ) from None
-        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-            raise fault(f"returned {name!r} with values that are neither 0 nor 1")
-        result[name] = torch.empty_like(parameter).copy_(whole)
-    return result
-
-
 @contextmanager
 def _in_config(asked: list[tuple[int, Wrapper, float]]) -> Iterator[None]:
     """Let ``wrapper.config["sparsity"]`` be what is asked now, for algorithms that read it there.
@@ -409,16 +348,3 @@ def _fraction(value: Any, plugin: str, wrapper: Wrapper) -> float:
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("op_types", "op_names", "exclude")}
-
-
-def _agree_between_processes(fresh: list[tuple[Wrapper, float, dict[str, Tensor]]]) -> None:
-    """Give all processes of a distributed run the masks of the first.
-
-    Scores made from activations or gradients differ between processes that see different data.
-    """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for _, _, masks in fresh:
-        for name in sorted(masks):
-            distributed.broadcast(masks[name], src=0)

@@ -15,7 +15,7 @@ from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
 from engine.fake_quant_call import FakeQuantCall, OnInput, OnOutput
 from engine.fake_quant_call import QuantGrad as QuantGrad
-from engine.pruner import MASKED_BY, MaskedWeight
+from engine.masking import MASKED_BY, MaskedWeight
 from engine.quant_types import QuantType as QuantType
 from engine.quant_types import bits_of as bits_of
 from engine.quant_types import quant_types_of as quant_types_of

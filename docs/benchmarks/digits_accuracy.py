@@ -126,7 +126,8 @@ def main():
     width = max(map(len, scores))
     print(f"{'':{width}}   mean    min    max")
     for name, values in scores.items():
-        print(f"{name:{width}}  {statistics.mean(values):5.2f}  {min(values):5.2f}  {max(values):5.2f}")
+        mean = statistics.mean(values)
+        print(f"{name:{width}}  {mean:5.2f}  {min(values):5.2f}  {max(values):5.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""How long masks take for 25 million parameters, against one pass of what must at least be computed.
+"""How long masks take for 25 million weights, against a pass of what must be computed.
 
     python docs/benchmarks/mask_calculation.py [--rounds 5]
 
-level: one ``torch.kthvalue`` over each layer's absolute values. fpgm: one ``torch.cdist`` per layer.
+level: one ``torch.kthvalue`` over each layer's absolute values; fpgm: one ``torch.cdist`` of each
+layer.
 """
 
 import argparse
@@ -17,7 +18,7 @@ SPARSITY = 0.5
 
 
 def network():
-    """Return convolutions of the shapes of a ResNet-50's, 23.5 million weights, and its classifier."""
+    """Return layers of the shapes of a ResNet-50's, 25.5 million weights."""
     layers, inputs = [nn.Conv2d(3, 64, 7, bias=False)], 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):

@@ -56,7 +56,8 @@ def nni_level(model, optimizer):
 
 
 def floor(model, optimizer):
-    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    kinds = torch.nn.Conv2d | torch.nn.Linear
+    weights = [m.weight for m in model.modules() if isinstance(m, kinds)]
     masks = [(torch.rand_like(w) > 0.5).to(w.dtype) for w in weights]
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ def load(seed=0):
     """Return train and test sets: 1347 and 450 images (n, 1, 8, 8) in [0, 1], and their labels."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=450, random_state=seed, stratify=labels)
-    train_x, test_x = (torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16 for x in parts[:2])
+    train_x, test_x = (torch.tensor(x).float().view(-1, 1, 8, 8) / 16 for x in parts[:2])
     train_y, test_y = (torch.tensor(y) for y in parts[2:])
     return (train_x, train_y), (test_x, test_y)
 

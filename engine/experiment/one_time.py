@@ -184,7 +184,7 @@ def _reserve(jobs: Path) -> int:
 def _run(
     command: list[str], experiment: Experiment, log: IO[str], echo: Callable[[str], object]
 ) -> int:
-    # The script's "#!/usr/bin/env python" finds the Python that runs the engine, and prints at once.
+    # "#!/usr/bin/env python" shall find the Python that runs the engine, and print at once.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if experiment.resource == "cpu":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from engine.errors import EngineError
 
@@ -26,7 +27,7 @@ def print_result(value: float | Sequence[float]) -> None:
     Raises:
         EngineError: not a number, or NaN.
     """
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    values: Any = value if isinstance(value, list | tuple) else [value]
     try:
         numbers = [float(item) for item in values]
     except (TypeError, ValueError) as error:
@@ -34,7 +35,8 @@ def print_result(value: float | Sequence[float]) -> None:
     if not numbers or any(math.isnan(number) for number in numbers):
         raise EngineError(f"print_result takes at least one number, none of them NaN: {value!r}")
     sys.stdout.flush()
-    print("\n" + MARK + ",".join(f"{number:.17g}" for number in numbers), file=sys.stderr, flush=True)
+    sys.stderr.write(f"\n{MARK}{','.join(map(repr, numbers))}\n")
+    sys.stderr.flush()
 
 
 def result_in(lines: Iterable[str]) -> list[float] | None:

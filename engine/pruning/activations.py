@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from engine.model_hooks import OwnHook
 from engine.pruning.channels import Channels
 from engine.wrapper import Wrapper
 
@@ -60,11 +61,11 @@ class ActivationWatch(TorchFunctionMode):
         self._running = False
         self._followed: dict[int, tuple[Wrapper, Tensor]] = {}
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(_Call(self._start)),
-            model.register_forward_hook(_Call(self._stop), always_call=True),
+            model.register_forward_pre_hook(OwnHook(self._start)),
+            model.register_forward_hook(OwnHook(self._stop), always_call=True),
         ]
         for wrapper in wrappers:
-            follow = _Call(lambda module, args, out, w=wrapper: self._follow(w, out))
+            follow = OwnHook(lambda module, args, out, w=wrapper: self._follow(w, out))
             self._handles.append(wrapper.module.register_forward_hook(follow))
 
     def remove(self) -> None:
@@ -117,20 +118,3 @@ class ActivationWatch(TorchFunctionMode):
     @torch.no_grad()
     def _report(self, wrapper: Wrapper, activation: Tensor) -> None:
         self._observe(wrapper, Channels(wrapper.module).of_output(activation.detach()))
-
-
-class _Call:
-    """A hook that does nothing in a copy of the model, and can be pickled there."""
-
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> None:
-        if self._call is not None:
-            self._call(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Call:
-        return _Call()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Call, ()

@@ -8,6 +8,7 @@ first batch, and whether there was one, ``{key}_seen``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,8 +68,8 @@ def quantize_over_range(tensor: Tensor, wrapper: Wrapper, quant_type: QuantType)
     return fake_quantize(tensor, scale, zero_point, *_integers(wrapper, key))
 
 
-#: PyTorch before 2.7 only says that it traces for one of the two.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+#: PyTorch before 2.7 does not say; there a quantized model is exported by ``export_model`` only.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def _integers(wrapper: Wrapper, key: str) -> tuple[int, int]:

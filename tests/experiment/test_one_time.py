@@ -74,9 +74,7 @@ def test_a_script_without_a_result_has_failed(tmp_path: Path) -> None:
 
 
 def test_arguments_of_the_script_come_before_the_file(tmp_path: Path) -> None:
-    file = experiment(
-        tmp_path, "print(sys.argv[1:3])\n" + REPORT, script="train.py --epochs '1 0'"
-    )
+    file = experiment(tmp_path, "print(sys.argv[1:3])\n" + REPORT, script="train.py --epochs '1 0'")
     assert "['--epochs', '1 0']" in run_once(read_experiment(file)).output.read_text()
 
 

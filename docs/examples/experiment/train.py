@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The script of an experiment: it gets a configuration and reports an accuracy.
 
-    engine run docs/examples/experiment/digits.yaml
+engine run docs/examples/experiment/digits.yaml
 """
 
 import sys
