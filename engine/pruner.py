@@ -187,6 +187,56 @@ class Pruner(Compressor):
         """
         export.export_pruned(self, model_path, mask_path, onnx_path, input_shape, device)
 
+    def apply_speedup(
+        self,
+        dummy_input: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        drop_constants: bool = False,
+    ) -> nn.Module:
+        """Make the model physically smaller: remove what the masks made dead; return the model.
+
+        Outputs are those of the masked model in evaluation mode. The pruner is detached; the
+        optimizer that it was given trains the new parameters. What was done, and why a masked
+        channel was kept, is in ``self.speedup_report``.
+
+        Args:
+            dummy_input: one tensor, or a tuple of positional arguments.
+            kwargs: keyword arguments.
+            drop_constants: also mask the norms and biases of removed filters, whose constants keep
+                channels from being removed before padded convolutions. Outputs change; train on.
+
+        Raises:
+            SpeedupError: no smaller model with equal outputs was found; nothing was changed.
+        """
+        from engine import speedup
+
+        if self._stack is None or self.straight_through:
+            raise speedup.SpeedupError("call compress() first; soft masks remove nothing")
+        quantized = [w.name for w in self.wrappers if is_computed(w.module, Stage.QUANTIZE)]
+        if quantized:
+            raise speedup.SpeedupError(
+                f'layer "{quantized[0]}" is quantized: speed up before quantizing'
+            )
+        self.apply_masks()
+        numbers = [p for p in self.bound_model.parameters() if p.dim() == 1]
+        before = [p.detach().clone() for p in numbers] if drop_constants else []
+        try:
+            if drop_constants:
+                speedup.drop_constants(self.bound_model, dummy_input, kwargs)
+            self.speedup_report = speedup.speedup(
+                self.bound_model, dummy_input, kwargs, optimizer=self.optimizer
+            )
+        except BaseException:
+            with torch.no_grad():
+                for parameter, values in zip(numbers, before, strict=False):
+                    parameter.copy_(values)
+            raise
+        # The weights that masks removed are gone: there is nothing to put back.
+        self._trained = True
+        self._removed.clear()
+        return self.unwrap()
+
     # -- inside --------------------------------------------------------------------------------
 
     def _require(self, stack: Stack) -> None:

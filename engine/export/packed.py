@@ -157,7 +157,7 @@ def _to_bits(codes: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(bits, dtype=torch.int32)
     places = 2 ** torch.arange(8, dtype=torch.uint8)
     parts = [torch.empty(0, dtype=torch.uint8)]
-    for chunk in codes.split(_CHUNK):  # type: ignore[no-untyped-call]
+    for chunk in codes.split(_CHUNK):
         stream = ((chunk[:, None] >> shifts) & 1).flatten().to(torch.uint8)
         octets = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
         parts.append((octets * places).sum(dim=1, dtype=torch.uint8))
@@ -174,7 +174,7 @@ def _from_bits(stream: Tensor, bits: int, count: int) -> Tensor:
         raise ValueError(f"{stream.numel()} bytes do not hold {count} codes of {bits} bits")
     shifts = torch.arange(bits, dtype=torch.int32)
     parts = [torch.empty(0, dtype=torch.int32)]
-    for octets in stream.split(_CHUNK // 8 * bits):  # type: ignore[no-untyped-call]
+    for octets in stream.split(_CHUNK // 8 * bits):
         ones = ((octets[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()
         held = ones[: ones.numel() // bits * bits].view(-1, bits).to(torch.int32)
         parts.append((held << shifts).sum(dim=1, dtype=torch.int32))

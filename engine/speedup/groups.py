@@ -1,0 +1,80 @@
+"""Channel dependencies: what of which parameters goes together, before anything is masked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from engine.speedup.rules import RULES
+from engine.speedup.shrink import evaluation
+from engine.speedup.tracer import Tracer
+from engine.speedup.tracked import Tracked
+
+
+class Slice(NamedTuple):
+    """Indices of one dimension of one parameter or buffer."""
+
+    tracked: Tracked
+    dim: int
+    indices: tuple[int, ...]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The parameter or buffer itself."""
+        slot = self.tracked.slots[0]
+        module = slot.module
+        holder = module._parameters if slot.name in module._parameters else module._buffers
+        held: Tensor | None = holder[slot.name]
+        assert held is not None
+        return held
+
+
+class Block(NamedTuple):
+    """Layers bound together: ``channels[i]`` is all that goes when their i-th channel goes."""
+
+    channels: tuple[tuple[Slice, ...], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that the block touches, as ``layer.parameter``."""
+        return tuple(
+            dict.fromkeys(
+                ".".join(filter(None, (s.tracked.slots[0].path, s.tracked.slots[0].name)))
+                for s in self.channels[0]
+            )
+        )
+
+
+def channel_blocks(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None
+) -> list[Block]:
+    """Return the channels of ``model`` that can be removed, by the layers they bind together.
+
+    Args:
+        model: the model; unchanged.
+        args: example inputs: one tensor, or a tuple of positional arguments.
+        kwargs: keyword arguments.
+    """
+    tracer = Tracer(model, RULES)
+    with evaluation(model):
+        tracer.run(tuple(args) if isinstance(args, tuple | list) else (args,), dict(kwargs or {}))
+    classes: dict[int, dict[tuple[int, int], list[int]]] = {}
+    owners: dict[int, Tracked] = {}
+    for tracked in tracer.parameters:
+        owners[id(tracked)] = tracked
+        for dim in tracked.dims():
+            labels = tracked.labels[dim]
+            assert labels is not None
+            if tracked.grouped is not None and dim == (0 if tracked.grouped.transposed else 1):
+                continue
+            pinned = tracer.labels.pinned(labels)
+            for index, root in enumerate(tracer.labels.roots(labels).tolist()):
+                if not pinned[index]:
+                    classes.setdefault(root, {}).setdefault((id(tracked), dim), []).append(index)
+    blocks: dict[frozenset[tuple[int, int]], list[tuple[Slice, ...]]] = {}
+    for members in classes.values():
+        slices = tuple(Slice(owners[i], d, tuple(x)) for (i, d), x in members.items())
+        blocks.setdefault(frozenset(members), []).append(slices)
+    return [Block(tuple(channels)) for channels in blocks.values()]

@@ -1,0 +1,176 @@
+"""Making it so: parameters and buffers are sliced, layers told their new sizes; or all put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine.speedup.solve import BiasChange, removed
+from engine.speedup.tracer import Tracer
+from engine.speedup.tracked import Grouped, Tracked
+
+
+class Snapshot:
+    """The parameters, buffers and plain attributes of all modules, to put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [
+            (m, dict(m._parameters), dict(m._buffers), _plain(m)) for m in model.modules()
+        ]
+
+    def restore(self) -> None:
+        """Put everything back, the very same tensors."""
+        for module, parameters, buffers, plain in self._modules:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            module.__dict__.update(plain)
+
+
+Slice = Callable[[Tensor], Tensor]
+
+
+def rewrite(tracer: Tracer, changes: Sequence[BiasChange]) -> dict[int, tuple[Tensor, Slice]]:
+    """Slice what goes; return, by id of each old parameter, the new one and how it was sliced."""
+    done: dict[int, tuple[Tensor, Slice]] = {}
+    for change in changes:
+        _into_bias(change)
+    for tracked in tracer.parameters:
+        cut = _slicer(tracer, tracked)
+        if cut is None:
+            continue
+        for slot in tracked.slots:
+            holder: dict[str, Any] = (
+                slot.module._parameters
+                if slot.name in slot.module._parameters
+                else slot.module._buffers
+            )
+            old = holder[slot.name]
+            if id(old) not in done:
+                new = cut(old.detach()).contiguous()
+                if isinstance(old, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=old.requires_grad)
+                    if old.grad is not None:
+                        new.grad = cut(old.grad).contiguous()
+                done[id(old)] = (new, cut)
+            holder[slot.name] = done[id(old)][0]
+            _tell_size(slot.module, tracked, tracer)
+    return done
+
+
+def update_optimizer(optimizer: Optimizer, done: dict[int, tuple[Tensor, Slice]]) -> None:
+    """Let ``optimizer`` train the new parameters; its state is sliced like them."""
+    for group in optimizer.param_groups:
+        for place, old in enumerate(group["params"]):
+            if id(old) not in done:
+                continue
+            new, cut = done[id(old)]
+            group["params"][place] = new
+            if old in optimizer.state:
+                state = optimizer.state.pop(old)
+                optimizer.state[new] = {
+                    key: cut(value).contiguous()
+                    if isinstance(value, Tensor) and value.shape == old.shape
+                    else value
+                    for key, value in state.items()
+                }
+
+
+def _slicer(tracer: Tracer, tracked: Tracked) -> Slice | None:
+    if tracked.grouped is not None:
+        return _grouped_slicer(tracer, tracked.grouped)
+    keeps = []
+    for dim in tracked.dims():
+        labels = tracked.labels[dim]
+        assert labels is not None
+        gone = removed(tracer, labels)
+        if bool(gone.any()):
+            keeps.append((dim, (~gone).nonzero().flatten()))
+    if not keeps:
+        return None
+
+    def cut(tensor: Tensor) -> Tensor:
+        for dim, keep in keeps:
+            tensor = tensor.index_select(dim, keep.to(tensor.device))
+        return tensor
+
+    return cut
+
+
+def _kept_by_group(tracer: Tracer, labels: Tensor | None, groups: int, count: int) -> Tensor:
+    if labels is None:
+        return torch.ones(groups, count, dtype=torch.bool)
+    return ~removed(tracer, labels).view(groups, -1)
+
+
+def _grouped_slicer(tracer: Tracer, grouped: Grouped) -> Slice | None:
+    groups = grouped.groups
+    outputs = _kept_by_group(tracer, grouped.outputs, groups, 0)
+
+    def cut(tensor: Tensor) -> Tensor:
+        # (inputs, outputs per group, ...) for a transposed weight, else (outputs, inputs per group)
+        stacked = tensor.view(groups, -1, *tensor.shape[1:])
+        per_in = stacked.shape[1] if grouped.transposed else stacked.shape[2]
+        inputs = _kept_by_group(tracer, grouped.inputs, groups, per_in)
+        first, second = (inputs, outputs) if grouped.transposed else (outputs, inputs)
+        parts = [
+            part[first[g].to(tensor.device)][:, second[g].to(tensor.device)]
+            for g, part in enumerate(stacked)
+            if bool(first[g].any()) and bool(second[g].any())
+        ]
+        return torch.cat(parts)
+
+    everything = bool(outputs.all()) and (
+        grouped.inputs is None or not bool(removed(tracer, grouped.inputs).any())
+    )
+    return None if everything else cut
+
+
+def _into_bias(change: BiasChange) -> None:
+    module = change.module
+    weight = module._parameters["weight"]
+    assert weight is not None
+    amount = change.amount.to(weight.device, weight.dtype)
+    bias = module._parameters["bias"]
+    # A new parameter: the old one is part of the snapshot and must stay as it is.
+    value = amount if bias is None else bias.detach() + amount
+    needs_grad = weight.requires_grad if bias is None else bias.requires_grad
+    module._parameters["bias"] = nn.Parameter(value, requires_grad=needs_grad)
+
+
+def _tell_size(module: nn.Module, tracked: Tracked, tracer: Tracer) -> None:
+    """Update the attributes that repeat a parameter's shape."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        if tracked.grouped is not None:
+            kept = _kept_by_group(tracer, tracked.grouped.outputs, tracked.grouped.groups, 0)
+            module.groups = int(kept.any(dim=1).sum())
+        inputs, outputs = weight.shape[1] * module.groups, weight.shape[0]
+        if module.transposed:
+            inputs, outputs = weight.shape[0], weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = int(inputs), int(outputs)
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = map(int, weight.shape)
+    elif isinstance(module, nn.Bilinear) and weight is not None:
+        module.out_features, module.in1_features, module.in2_features = map(int, weight.shape)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        sizes = [t for t in (weight, module.running_mean) if t is not None]
+        if sizes:
+            module.num_features = int(sizes[0].shape[0])
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and weight is not None:
+        module.embedding_dim = int(weight.shape[1])
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        module.num_parameters = int(weight.shape[0])
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in module.__dict__.items()
+        if not key.startswith("_") and isinstance(value, int | float | tuple | list | str)
+    }

@@ -1,0 +1,16 @@
+"""One rule for each ATen operator, by name without overload and without the in-place underscore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.speedup.rules import contraction, movement, normalization, pointwise, reduction
+from engine.speedup.tracer import Rule
+
+RULES: Mapping[str, Rule] = {
+    **pointwise.RULES,
+    **movement.RULES,
+    **contraction.RULES,
+    **normalization.RULES,
+    **reduction.RULES,
+}

@@ -1,0 +1,135 @@
+"""Norms: batch norm works channel by channel, the others over all that they normalize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.tracked import Tracked
+
+
+def _batch_norm(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    x = tracer.of(args[0])
+    numbers = [(t, tracer.of(t)) for t in args[1:5] if isinstance(t, Tensor)]
+    out = output[0]
+    labels = x.labels[1]
+    dead = x.flags(1).clone()
+    weight = args[1]
+    if isinstance(weight, Tensor) and tracer.of(weight).constant:
+        dead |= (weight == 0).cpu()
+    for _, t in numbers:
+        if labels is not None and t.labels and t.labels[0] is not None:
+            tracer.labels.unite(labels, t.labels[0])
+        else:
+            tracer.pin(t, "the norm's input is fixed")
+            if labels is not None:
+                tracer.labels.pin(labels, "the norm's numbers are fixed")
+    made = Tracked(
+        out.shape,
+        x.labels,
+        [dead if d == 1 and labels is not None else x.dead[d] for d in range(len(x.shape))],
+        constant=x.constant,
+    )
+    tracer.put(out, made)
+    for extra in tree_leaves(output[1:]):
+        if isinstance(extra, Tensor):
+            tracer.put(extra, Tracked(extra.shape, constant=True))
+
+    def back() -> None:
+        if made.used and not made.constant:
+            x.used = True
+            for dim in x.dims():
+                x.want(dim, made.flow(dim))
+
+    return back
+
+
+def _whole(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    """Layer and group norm: the statistics are over what would be removed, so nothing is."""
+    x = tracer.of(args[0])
+    name = func._schema.name.removeprefix("aten::native_")
+    rank = len(x.shape)
+    normalized = (
+        list(range(rank - len(args[1]), rank)) if name == "layer_norm" else list(range(1, rank))
+    )
+    inputs = [tracer.of(t) for t in args if isinstance(t, Tensor)]
+    reason = f"{name} takes its statistics over it"
+    tracer.pin(x, reason, normalized)
+    for t in inputs[1:]:
+        tracer.pin(t, reason)
+    out = output[0]
+    made = Tracked(
+        out.shape,
+        [None if d in normalized else x.labels[d] for d in range(rank)],
+        [None if d in normalized or x.labels[d] is None else x.flags(d) for d in range(rank)],
+        constant=x.constant,
+    )
+    tracer.put(out, made)
+    for extra in output[1:]:
+        tracer.put(extra, Tracked(extra.shape, constant=x.constant))
+
+    def back() -> None:
+        if made.used and not made.constant:
+            for t in inputs:
+                t.used = True
+                for dim in t.dims():
+                    t.want(dim, True)
+            for dim in x.dims():
+                if dim not in normalized:
+                    x.want(dim, made.flow(dim))
+
+    return back
+
+
+def _along_dimension(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    """Softmax, cumulative sums and sorting: all of one dimension together."""
+    x = tracer.of(args[0])
+    rank = len(x.shape)
+    given = next((a for a in args[1:] if isinstance(a, int)), kwargs.get("dim", -1))
+    dim = given % rank if rank else 0
+    name = func._schema.name.removeprefix("aten::")
+    tracer.pin(x, f"{name} is over it", [dim])
+    for tensor in tree_leaves(output):
+        made = Tracked(
+            tensor.shape,
+            [None if d == dim else x.labels[d] for d in range(rank)],
+            [None if d == dim or x.labels[d] is None else x.flags(d) for d in range(rank)],
+            constant=x.constant,
+        )
+        tracer.put(tensor, made)
+    outputs = [tracer.of(t) for t in tree_leaves(output)]
+
+    def back() -> None:
+        for made in outputs:
+            if made.used and not made.constant:
+                x.used = True
+                x.want(dim, True)
+                for d in x.dims():
+                    if d != dim:
+                        x.want(d, made.flow(d))
+
+    return back
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("native_batch_norm", "_native_batch_norm_legit_no_training",
+         "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_no_update"),
+        _batch_norm,
+    ),
+    **dict.fromkeys(("native_layer_norm", "native_group_norm"), _whole),
+    **dict.fromkeys(
+        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "glu"),
+        _along_dimension,
+    ),
+}  # fmt: skip

@@ -1,0 +1,193 @@
+"""From zeros to shapes: trace, decide, rewrite, verify; or leave the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
+
+from engine.errors import EngineError
+from engine.speedup.report import LayerChange, SpeedupReport
+from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
+from engine.speedup.rules import RULES
+from engine.speedup.solve import decide, removed
+from engine.speedup.tracer import Tracer
+
+
+class SpeedupError(EngineError):
+    """The model cannot be made smaller as asked; it is as it was."""
+
+
+#: Relative to the largest output, by dtype: how far outputs of the smaller model may be off.
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def speedup(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    optimizer: Optimizer | None = None,
+) -> SpeedupReport:
+    """Remove what zero weights make dead from ``model``, in place; its outputs stay the same.
+
+    Channels, features and heads whose weights are zero go, everywhere they flow. What they would
+    still have contributed is folded into what follows where that is exact; otherwise they stay and
+    the report says why. Outputs are those of evaluation mode.
+
+    Args:
+        model: a model whose masks have been multiplied into its weights.
+        args: example inputs: one tensor, or a tuple of positional arguments.
+        kwargs: keyword arguments.
+        optimizer: is given the new parameters, its state sliced like them.
+
+    Raises:
+        SpeedupError: the model does not run on the example, or no smaller model with equal outputs
+            was found; the model is unchanged.
+    """
+    positional = tuple(args) if isinstance(args, tuple | list) else (args,)
+    named = dict(kwargs or {})
+    with evaluation(model):
+        check = _other_values(positional), _other_values(named)
+        snapshot = Snapshot(model)
+        try:
+            with torch.no_grad():
+                expected = model(*check[0], **check[1])
+        except Exception as error:
+            raise SpeedupError(
+                f"the model does not run on the example inputs: {type(error).__name__}: {error}"
+            ) from error
+        failure = ""
+        for fixed_sizes in (False, True):
+            tracer = Tracer(model, RULES)
+            try:
+                tracer.run(positional, named)
+                if fixed_sizes:
+                    for _, _, labels in tracer.computed_sizes:
+                        tracer.labels.pin(labels, "its size is written into the model's code")
+                changes = decide(tracer)
+                done = rewrite(tracer, changes)
+                if not fixed_sizes:
+                    _set_sizes(model, tracer)
+                failure = _difference(model, check, expected)
+            except BaseException:
+                snapshot.restore()
+                raise
+            if not failure:
+                if optimizer is not None:
+                    update_optimizer(optimizer, done)
+                return _report(snapshot, model, tracer, done)
+            snapshot.restore()
+    raise SpeedupError(f"no smaller model with the same outputs was found: {failure}")
+
+
+def _set_sizes(model: nn.Module, tracer: Tracer) -> None:
+    """Change the whole-number attributes that views take their sizes from.
+
+    ``x.view(n, self.heads, self.head_dim)`` in a module: where the view's size shrinks and one
+    attribute of that module has the old size, it gets the new one. The comparison of outputs that
+    follows says whether that was right.
+    """
+    modules = dict(model.named_modules())
+    for path, size, labels in tracer.computed_sizes:
+        kept = int((~removed(tracer, labels)).sum())
+        if kept == size or path not in modules:
+            continue
+        plain = modules[path].__dict__
+        for name, value in list(plain.items()):
+            if isinstance(value, int) and not isinstance(value, bool) and value == size:
+                plain[name] = kept
+
+
+def _difference(
+    model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]], expected: Any
+) -> str:
+    """Return how the outputs differ from ``expected``, nothing when they do not."""
+    try:
+        with torch.no_grad():
+            actual = model(*inputs[0], **inputs[1])
+    except Exception as error:
+        # A size that is written into the model's code shows as any kind of error.
+        return f"{type(error).__name__}: {error}"
+    for ours, theirs in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
+        if not isinstance(theirs, Tensor):
+            continue
+        if ours.shape != theirs.shape:
+            return f"an output has shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+        if not theirs.is_floating_point():
+            continue
+        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+        off = float((ours - theirs).abs().max()) if theirs.numel() else 0.0
+        if not off <= _TOLERANCE.get(theirs.dtype, 2e-2) * max(scale, 1e-30):
+            return f"outputs are off by {off:.3g} on a scale of {scale:.3g}"
+    return ""
+
+
+def _report(
+    snapshot: Snapshot, model: nn.Module, tracer: Tracer, done: dict[int, tuple[Tensor, Slice]]
+) -> SpeedupReport:
+    names = {id(module): name for name, module in model.named_modules()}
+    before = after = 0
+    layers = []
+    seen: set[int] = set()
+    known = {(id(s.module), s.name): t for t in tracer.parameters for s in t.slots}
+    for module, parameters, _, _ in snapshot._modules:
+        for name, old in parameters.items():
+            if old is None or id(old) in seen:
+                continue
+            seen.add(id(old))
+            new = done[id(old)][0] if id(old) in done else old
+            before, after = before + old.numel(), after + new.numel()
+            if name != "weight" or old.dim() < 2:
+                continue
+            tracked = known.get((id(module), name))
+            layers.append(
+                LayerChange(
+                    names[id(module)],
+                    type(module).__name__,
+                    tuple(old.shape),
+                    tuple(new.shape),
+                    "" if tracked is None else _why_kept(tracer, tracked, old),
+                )
+            )
+    return SpeedupReport(tuple(layers), before, after, dict(tracer.unknown))
+
+
+def _why_kept(tracer: Tracer, tracked: Any, weight: Tensor) -> str:
+    """Return why filters whose weights are all zero stayed, with their number."""
+    labels = tracked.labels[0]
+    zero = (weight.flatten(1) == 0).all(dim=1).cpu()
+    if labels is None or not bool(zero.any()):
+        return ""
+    kept = labels[zero & ~removed(tracer, labels)]
+    if not len(kept):
+        return ""
+    return f"{len(kept)} of {int(zero.sum())}: {tracer.labels.reason(int(kept[0]))}"
+
+
+def _other_values(value: Any) -> Any:
+    """Return inputs of the same shapes with other values where they are floating point."""
+    return tree_map(
+        lambda t: torch.randn_like(t) if isinstance(t, Tensor) and t.is_floating_point() else t,
+        value,
+    )
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Run what is inside with ``model`` in evaluation mode and without fused layers."""
+    training = [module for module in model.modules() if module.training]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module in training:
+            module.training = True

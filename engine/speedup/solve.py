@@ -1,0 +1,121 @@
+"""Deciding what goes: everything that is constant or unneeded wherever it appears."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from engine.speedup.tracer import Fold, Tracer
+from engine.speedup.tracked import Tracked
+
+#: How far a folded constant may vary over positions, relative to its size, in float64.
+_UNIFORM = 1e-12
+
+
+class BiasChange(NamedTuple):
+    """A constant that goes into a bias, which is made if the layer has none."""
+
+    module: nn.Module
+    bias: Tracked | None
+    weight: Tracked
+    amount: Tensor
+
+
+def decide(tracer: Tracer) -> list[BiasChange]:
+    """Pin everything that must stay; return the constants that go into biases.
+
+    Afterwards a label that ``tracer.labels`` does not pin is to be removed.
+    """
+    seen: set[int] = set()
+    for call in tracer.calls:
+        for tracked in call.outputs:
+            if id(tracked) in seen:
+                continue
+            seen.add(id(tracked))
+            for dim in tracked.dims():
+                labels, need = tracked.labels[dim], tracked.need[dim]
+                assert labels is not None
+                assert need is not None
+                alive = need & ~tracked.flags(dim)
+                if bool(alive.any()):
+                    where = call.path or "the model"
+                    tracer.labels.pin(labels[alive], f"{where} computes it from the input")
+    while True:
+        _keep_one(tracer)
+        changes, refused = _fold(tracer)
+        if not refused:
+            return changes
+        for fold, reason in refused:
+            labels = fold.source.labels[fold.dim]
+            assert labels is not None
+            tracer.labels.pin(labels[fold.source.flags(fold.dim)], reason)
+
+
+def removed(tracer: Tracer, labels: Tensor) -> Tensor:
+    """Return which indices go, bool of the shape of ``labels``."""
+    return ~tracer.labels.pinned(labels)
+
+
+def _keep_one(tracer: Tracer) -> None:
+    for tracked in tracer.parameters:
+        sides = [tracked.labels[dim] for dim in tracked.dims()]
+        if tracked.grouped is not None:
+            sides = [tracked.grouped.inputs, tracked.grouped.outputs]
+        for labels in sides:
+            if labels is not None and bool(removed(tracer, labels).all()):
+                tracer.labels.pin(labels[:1], "a layer keeps at least one channel")
+
+
+def _fold(tracer: Tracer) -> tuple[list[BiasChange], list[tuple[Fold, str]]]:
+    changes: dict[int, BiasChange] = {}
+    refused: list[tuple[Fold, str]] = []
+    for fold in tracer.folds:
+        labels = fold.source.labels[fold.dim]
+        assert labels is not None
+        going = removed(tracer, labels).nonzero().flatten()
+        if not len(going):
+            continue
+        contribution = fold.contribution(going)
+        if not bool(contribution.any()):
+            continue
+        flat = contribution.movedim(fold.channel_dim, 0).flatten(1).double()
+        amount = flat[:, 0]
+        spread = (flat - amount[:, None]).abs().max()
+        eps = _UNIFORM if contribution.dtype == torch.float64 else 1e-5
+        where = fold.path or "the model"
+        if spread > eps * flat.abs().max():
+            refused.append((fold, f"its constant differs between positions at {where} (padding)"))
+            continue
+        owner = _owner(fold)
+        if owner is None:
+            refused.append((fold, f"its constant has no bias to go into at {where}"))
+            continue
+        change = BiasChange(owner, fold.bias, fold.weight, amount)
+        known = changes.setdefault(id(owner), change)
+        if known is not change and not torch.allclose(known.amount, amount, rtol=1e-12):
+            refused.append((fold, f"its constant differs between uses of {where}"))
+    # A layer that runs several times must get the same constant each time, or none.
+    for fold in tracer.folds:
+        owner = _owner(fold)
+        if owner is not None and id(owner) in changes and _uses(tracer, fold) > 1:
+            refused.append((fold, f"{fold.path or 'the model'} runs several times"))
+    return list(changes.values()), refused
+
+
+def _uses(tracer: Tracer, fold: Fold) -> int:
+    name = "convolution"
+    calls = [c for c in tracer.calls if fold.weight in c.inputs and c.name == name]
+    return max(1, len(calls))
+
+
+def _owner(fold: Fold) -> nn.Module | None:
+    slots = fold.weight.slots
+    if len(slots) != 1 or slots[0].name != "weight":
+        return None
+    module = slots[0].module
+    if fold.bias is None:
+        return module if "bias" in module._parameters else None
+    fits = len(fold.bias.slots) == 1 and fold.bias.slots[0].module is module
+    return module if fits else None

@@ -1,0 +1,92 @@
+"""What is known of each tensor while a model runs: labels, and which slices are constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Slot(NamedTuple):
+    """A parameter or buffer: the module that holds it, and its name there."""
+
+    module: nn.Module
+    name: str
+    path: str
+
+
+class Grouped(NamedTuple):
+    """A grouped convolution's weight: its channels as the activations count them.
+
+    ``inputs`` is None when the input's channels are fixed.
+    """
+
+    groups: int
+    inputs: Tensor | None
+    outputs: Tensor
+    transposed: bool
+
+
+class Tracked:
+    """One tensor, seen once.
+
+    Attributes:
+        shape: its shape.
+        labels: for each dimension int64 (size,), or None where nothing can be removed.
+        dead: for each dimension bool (size,) or None: the slice does not depend on the input.
+        need: for each dimension bool (size,) or None: something depends on the slice.
+        constant: nothing of the tensor depends on the model's input.
+        used: something depends on the tensor.
+        slots: where it is stored, for a parameter or buffer; empty for an activation.
+        base: the parameter that this tensor is a view of, if any.
+        grouped: for the weight of a grouped convolution, its channels.
+        origin: the call that made it, for reports.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        labels: Sequence[Tensor | None] | None = None,
+        dead: Sequence[Tensor | None] | None = None,
+        *,
+        constant: bool = False,
+        origin: str = "",
+    ) -> None:
+        self.shape = tuple(shape)
+        self.labels: list[Tensor | None] = list(labels or [None] * len(self.shape))
+        self.dead: list[Tensor | None] = list(dead or [None] * len(self.shape))
+        self.need: list[Tensor | None] = [None] * len(self.shape)
+        self.constant = constant
+        self.used = False
+        self.slots: list[Slot] = []
+        self.base: Tracked | None = None
+        self.grouped: Grouped | None = None
+        self.origin = origin
+        for dim in self.dims():
+            if self.dead[dim] is None:
+                self.dead[dim] = torch.full((self.shape[dim],), constant)
+            self.need[dim] = torch.zeros(self.shape[dim], dtype=torch.bool)
+
+    def dims(self) -> Iterator[int]:
+        """Yield the dimensions that have labels."""
+        return (dim for dim, labels in enumerate(self.labels) if labels is not None)
+
+    def flags(self, dim: int) -> Tensor:
+        """Return ``dead`` along ``dim``, also where nothing can be removed."""
+        dead = self.dead[dim]
+        return torch.full((self.shape[dim],), self.constant) if dead is None else dead
+
+    def flow(self, dim: int) -> Tensor:
+        """Return which slices of ``dim`` are needed and not constant: they pass need on."""
+        need = self.need[dim]
+        if need is None:
+            return torch.full((self.shape[dim],), self.used and not self.constant)
+        return need & ~self.flags(dim)
+
+    def want(self, dim: int, needed: Tensor | bool) -> None:
+        """Say that slices of ``dim`` are needed."""
+        need = self.need[dim]
+        if need is not None:
+            need |= needed
