@@ -17,8 +17,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from engine.errors import ConfigError, Problem, nearest
 
-#: Layers that carry a weight: what ``default`` means unless an algorithm says otherwise.
-WEIGHTED_TYPES = (
+#: Layers whose output channels are filters.
+FILTER_TYPES = (
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -26,11 +26,9 @@ WEIGHTED_TYPES = (
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Linear",
-    "Bilinear",
-    "PReLU",
-    "Embedding",
-    "EmbeddingBag",
 )
+#: Layers that carry a weight: what ``default`` means unless an algorithm says otherwise.
+WEIGHTED_TYPES = (*FILTER_TYPES, "Bilinear", "PReLU", "Embedding", "EmbeddingBag")
 
 
 class Selected(NamedTuple):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from engine.pruner import Pruner
 from engine.pruning.channels import Channels
 from engine.pruning.masks import prune_count, smallest_removed
+from engine.selection import FILTER_TYPES
 from engine.stack import placeholder
 from engine.wrapper import Wrapper
 
@@ -20,23 +21,7 @@ class FilterPruner(Pruner):
     """
 
     one_shot = True
-    default_op_types = (
-        "Conv1d",
-        "Conv2d",
-        "Conv3d",
-        "ConvTranspose1d",
-        "ConvTranspose2d",
-        "ConvTranspose3d",
-        "Linear",
-    )
-
-    def check_layer(self, module: nn.Module) -> str | None:
-        """Refuse layers of which it is not known what their filters are."""
-        try:
-            Channels(module)
-        except TypeError as error:
-            return str(error)
-        return None
+    default_op_types = FILTER_TYPES
 
     @placeholder
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor | None:

@@ -189,7 +189,7 @@ class Tracer(TorchDispatchMode):
             return output
         name = func._schema.name.removeprefix("aten::")
         rule = self._rules.get(name) or self._rules.get(name.rstrip("_"))
-        if rule is None and all(t.constant and not t.slots for t in inputs):
+        if rule is None and all(t.constant and not list(t.dims()) for t in inputs):
             for tensor in outputs:
                 self.put(tensor, Tracked(tensor.shape, constant=True))
             return output

@@ -366,6 +366,30 @@ def test_blocks_name_what_goes_together() -> None:
     }
 
 
+class Bias(nn.Module):
+    """A bias that the model computes from constants, as relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(6, 3))
+        self.positions = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6, bias=False))
+        self.leave = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(x + self.positions(self.table))
+
+
+def test_what_is_computed_from_constants_alone_is_not_lost() -> None:
+    model = made(Bias)
+    with torch.no_grad():
+        model.positions[0].weight[:3] = model.positions[0].bias[:3] = 0
+    x = torch.randn(6, 6, dtype=torch.float64)
+    expected = model(x)
+    speedup(model, x)
+    assert model.positions[0].weight.shape == (5, 3)
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_drop_constants_touches_only_channels_without_filters() -> None:
     model = made(Residual)
     with torch.no_grad():

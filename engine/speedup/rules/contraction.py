@@ -256,6 +256,11 @@ def _fold_matmul(
     labels = ta.labels[inner] if ta.labels[inner] is not None else tb.labels[row]
     if labels is None:
         return
+    if ta.constant and tb.constant:
+        # All of it is constant, and none of it goes away by that.
+        if bool((~zero_a & ~zero_b).any()):
+            tracer.labels.pin(labels[~zero_a & ~zero_b], "it is summed into a constant")
+        return
     if not (tb.constant and tb.base is not None and rank == 2 and not ta.constant):
         both = (ta.flags(inner) | tb.flags(row)) & ~zero_a & ~zero_b
         if bool(both.any()) and not (ta.constant or tb.constant):
