@@ -1,0 +1,137 @@
+"""Pages that are made from the code: one per plugin, from its schema, and the hook reference.
+
+    python docs/generate.py        # rewrites docs/hooks.md
+
+The pages of plugins are made when the site is built; a stranger's installed plugin gets one too.
+"""
+
+import inspect
+import json
+import textwrap
+from pathlib import Path
+
+import yaml
+
+from engine import hookspecs, registry
+from engine.stack import FIRST_RESULT, HOOKS
+
+DOCS = Path(__file__).resolve().parent
+
+
+def hooks_page():
+    """Return the hook reference, in the order of engine/hookspecs.py."""
+    parts = [
+        "# Hooks",
+        inspect.getdoc(hookspecs).replace("``", "`"),
+        f"This is version {'.'.join(map(str, hookspecs.API_VERSION))} of the contract.",
+    ]
+    for name in HOOKS:
+        spec = getattr(hookspecs.HookSpecs, name)
+        signature = inspect.signature(spec)
+        arguments = ", ".join(
+            str(p).replace("'", "") for p in list(signature.parameters.values())[1:]
+        )
+        returns = str(signature.return_annotation).replace("'", "")
+        kind = "provider: one plugin answers" if name in FIRST_RESULT else "observer: all are told"
+        parts += [
+            f"## {name}",
+            f"`{name}({arguments}) -> {returns}` ({kind})",
+            inspect.getdoc(spec).replace("``", "`"),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def algorithm_page(plugin):
+    """Return the page of one plugin."""
+    schema = plugin.schema
+    paper = plugin.paper or {}
+    lines = [f"# {plugin.name}", schema.get("title", ""), schema.get("description", "")]
+    if paper:
+        link = paper.get("url") or f"https://arxiv.org/abs/{paper.get('arxiv')}"
+        authors = paper.get("authors", "")
+        authors = ", ".join(authors) if isinstance(authors, list) else authors
+        lines.append(f"Paper: {authors} ({paper.get('year')}). [{paper.get('title')}]({link}).")
+    lines.append(
+        f"Class `{plugin.attribute}`, from `{plugin.distribution}` {plugin.version}; "
+        f"`engine show {plugin.name}` prints the same facts."
+    )
+    entry = schema.get("$defs", {}).get("entry", {})
+    arguments = {k: v for k, v in schema["properties"].items() if k != "config_list"}
+    for title, properties, required in (
+        ("Entries of config_list", entry.get("properties", {}), entry.get("required", [])),
+        ("Arguments", arguments, schema.get("required", [])),
+    ):
+        if properties:
+            lines.append(f"## {title}")
+            rows = ["| name | type | default | range | meaning |", "|---|---|---|---|---|"]
+            for name, given in properties.items():
+                rows.append(_row(name, _resolved(given), name in required))
+            lines.append("\n".join(rows))
+    for example in schema.get("examples", [])[:1]:
+        section = {"compressor": plugin.name, **example}
+        text = yaml.safe_dump(section, sort_keys=False, default_flow_style=None)
+        lines += ["## Example", f"```yaml\n{text}```"]
+        shown = textwrap.indent(json.dumps(example["config_list"], indent=2), "")
+        shown = shown.replace("true", "True").replace("false", "False")
+        lines.append(
+            f"```python\nfrom engine.algorithms import {plugin.attribute}\n\n"
+            f"config_list = {shown}\n"
+            f"compressor = {plugin.attribute}(model, config_list, optimizer)\n```"
+        )
+    return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def index_page(plugins):
+    """Return the table of all plugins."""
+    rows = ["| name | kind | class | summary |", "|---|---|---|---|"]
+    rows += [
+        f"| [{p.name}]({p.name}.md) | {p.label} | `{p.attribute}` | {p.summary} |" for p in plugins
+    ]
+    tree = "\n".join(p.name for p in plugins)
+    return (
+        "\n\n".join(["# Algorithms", "\n".join(rows), f"```{{toctree}}\n:hidden:\n\n{tree}\n```"])
+        + "\n"
+    )
+
+
+def write_algorithms(folder):
+    """Write the pages of all usable plugins into ``folder``."""
+    folder.mkdir(exist_ok=True)
+    plugins = [plugin for plugin in registry.algorithms() if plugin.status == "ok"]
+    for plugin in plugins:
+        (folder / f"{plugin.name}.md").write_text(algorithm_page(plugin), encoding="utf-8")
+    (folder / "index.md").write_text(index_page(plugins), encoding="utf-8")
+
+
+def _resolved(given):
+    if "$ref" not in given:
+        return given
+    shared = json.loads((DOCS.parent / "engine" / "config" / "shared.json").read_text())
+    return {**shared["$defs"][given["$ref"].rsplit("/", 1)[1]], **given}
+
+
+def _row(name, given, required):
+    kind = given.get("type", "")
+    kind = " or ".join(kind) if isinstance(kind, list) else kind
+    if "enum" in given:
+        kind = ", ".join(f"`{item}`" for item in given["enum"])
+    default = (
+        "required"
+        if required
+        else f"`{json.dumps(given['default'])}`"
+        if "default" in given
+        else ""
+    )
+    limits = [
+        f"{sign} {given[key]}"
+        for key, sign in (
+            ("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")
+        )
+        if key in given
+    ]  # fmt: skip
+    meaning = given.get("description", "").replace("|", "\\|")
+    return f"| `{name}` | {kind} | {default} | {' and '.join(limits)} | {meaning} |"
+
+
+if __name__ == "__main__":
+    (DOCS / "hooks.md").write_text(hooks_page(), encoding="utf-8")
