@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.pruner import Pruner
 from engine.pruning.channels import Channels
@@ -22,6 +22,14 @@ class FilterPruner(Pruner):
 
     one_shot = True
     default_op_types = FILTER_TYPES
+
+    def check_layer(self, module: nn.Module) -> str | None:
+        """Refuse layers of which it is not known what their filters are."""
+        try:
+            Channels(module)
+        except TypeError as error:
+            return str(error)
+        return None
 
     @placeholder
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor | None:
