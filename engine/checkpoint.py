@@ -50,7 +50,9 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
             f"the state is of {' + '.join(state['algorithms'])}, the compressor is "
             f"{' + '.join(own)}"
         )
-    saved: Mapping[str, Mapping[str, Any]] = state["wrappers"]
+    saved: Any = state["wrappers"]
+    if not isinstance(saved, Mapping) or not isinstance(state["epoch"], int):
+        raise CheckpointError("the state is damaged; nothing was changed")
     by_name = {wrapper.name: wrapper for wrapper in compressor.wrappers}
     faults = [f'layer "{name}" is not configured here' for name in saved if name not in by_name]
     faults += [f'the state has no layer "{name}"' for name in by_name if name not in saved]
@@ -58,17 +60,37 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
         entry = saved.get(name)
         if name not in saved:
             continue
-        if not isinstance(entry, Mapping) or not _WRAPPER_KEYS.issubset(entry):
+        if not isinstance(entry, Mapping) or not all(
+            isinstance(entry.get(key), Mapping) for key in _WRAPPER_KEYS
+        ):
             faults.append(f'layer "{name}" is damaged')
             continue
+        faults += _unlike(wrapper, entry)
         for mask, parameter_name in _MASKS.items():
             tensor = entry["buffers"].get(mask)
             parameter = wrapper.module._parameters.get(parameter_name)
-            if tensor is not None and (parameter is None or tensor.shape != parameter.shape):
+            if tensor is not None and not isinstance(tensor, Tensor):
+                faults.append(f'"{name}" {mask} is a {_class_of(tensor)}, not a tensor')
+            elif tensor is not None and not bool(((tensor == 0) | (tensor == 1)).all()):
+                faults.append(f'"{name}" {mask} has values that are neither 0 nor 1')
+            elif tensor is not None and (parameter is None or tensor.shape != parameter.shape):
                 has = "none" if parameter is None else tuple(parameter.shape)
                 faults.append(f'"{name}" {mask}: {tuple(tensor.shape)}, the layer has {has}')
     if faults:
         raise CheckpointError(_list("the state does not fit this model", faults))
+    before = state_of(compressor)
+    try:
+        _put(compressor, by_name, state)
+    except Exception as error:
+        # Whatever a damaged state makes of the wrappers and plugins: all of it is undone.
+        _put(compressor, by_name, before)
+        raise CheckpointError(
+            f"the state is damaged: {type(error).__name__}: {error}; nothing was changed"
+        ) from error
+
+
+def _put(compressor: Compressor, by_name: Mapping[str, Wrapper], state: Mapping[str, Any]) -> None:
+    saved = state["wrappers"]
     for name, wrapper in by_name.items():
         for key, value in saved[name]["buffers"].items():
             # Masks go through here too: None means that the parameter is not masked.
@@ -79,6 +101,22 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
         part.epoch = state["epoch"]
         part.set_extra_state(extra)
     compressor._state_replaced()
+
+
+def _unlike(wrapper: Wrapper, entry: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return how a layer's saved state is of another configuration."""
+    faults = [
+        f'"{wrapper.name}" {key}: the state has none'
+        for key in wrapper._buffers
+        if key not in entry["buffers"]
+    ]
+    for key, value in entry["attributes"].items():
+        own = wrapper.attributes().get(key)
+        if key in wrapper._own:
+            faults.append(f'"{wrapper.name}" {key} cannot be restored')
+        elif key.endswith(("_qmin", "_qmax")) and own != value:
+            faults.append(f'"{wrapper.name}" {key}: {value}, here it is {own}')
+    return faults
 
 
 def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:

@@ -165,10 +165,15 @@ class Compressor:
     def step(self) -> None:
         """Say that a minibatch is done. Always allowed.
 
-        With an optimizer everything has been done in ``optimizer.step()`` already; without one,
-        this is where masks are recomputed and applied.
+        With an optimizer everything has been done in ``optimizer.step()`` already, and masks are
+        only applied once more; without one, this is where they are recomputed, too.
         """
-        if self._hooks is not None and not self._hooks.seen and "step" not in self._telling:
+        if self._hooks is None or "step" in self._telling:
+            return
+        if self._hooks.seen:
+            # The optimizer has done the rest; weights may have been changed by hand since.
+            self._weights_replaced()
+        else:
             self._after_step()
 
     # -- layers --------------------------------------------------------------------------------

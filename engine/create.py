@@ -44,6 +44,7 @@ def create_compressor(
         registry.find(extension.name, registry.EXTENSIONS).load()(**extension.arguments)
         for extension in settings.extensions
     ]
+    extensions += runtime.pop("extensions", ())
     try:
         # The class checks and completes the entries itself, as for a person who calls it.
         compressor: Compressor = algorithm(

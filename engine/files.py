@@ -25,7 +25,13 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
     Raises:
         ExportError: the folder does not exist or cannot be written, or the disk is full.
     """
-    target = Path(path)
+    try:
+        # A link stays a link: what it points to is replaced.
+        target = Path(path).resolve()
+    except TypeError as error:
+        raise ExportError(f"a file's path is needed, got {path!r}") from error
+    if target.exists() and not target.is_file():
+        raise ExportError(f"cannot write {target}: it is no regular file")
     try:
         descriptor, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.name}.", suffix=".part"

@@ -8,7 +8,8 @@ serves all compressors of the process; it holds them weakly, so that a model can
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -45,7 +46,11 @@ class OptimizerHooks:
     ) -> None:
         self.seen = optimizer is not None
         self._model = model
-        self._given = optimizer
+        #: The optimizer whose steps count. Another one that steps twice in a row takes its place:
+        #: two that take turns are one minibatch, one that was made anew goes on with training.
+        self._main = optimizer
+        self._last: Optimizer | None = None
+        self._counts = False
         self._before = before
         self._after = after
         self._moved = moved
@@ -59,21 +64,42 @@ class OptimizerHooks:
         """Be told no more."""
         _process.discard(self)
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Be told that ``optimizer`` is about to step."""
-        if self._before is not None and self._is_main(optimizer):
-            self._before()
+    def before_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None
+    ) -> Callable[[], Any] | None:
+        """Be told that ``optimizer`` is about to step; return the closure that it shall call.
+
+        Gradients are made by the closure, if there is one: ``before`` is called after it.
+        """
+        self._counts = optimizer is self._main
+        if not self._counts and self._concerns(optimizer):
+            self._counts = self._main is None or self._last is optimizer
+            if self._counts:
+                self._main = optimizer
+        before = self._before
+        if before is None or not self._counts:
+            return closure
+        if closure is None:
+            before()
+            return None
+        given = closure
+
+        def with_gradients() -> Any:
+            loss = given()
+            before()
+            return loss
+
+        return with_gradients
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Be told that ``optimizer`` has stepped."""
-        if self._is_main(optimizer):
+        if self._counts:
             self.seen = True
+            self._last = optimizer
             self._after()
         elif self._concerns(optimizer):
+            self._last = optimizer
             self._moved()
-
-    def _is_main(self, optimizer: Optimizer) -> bool:
-        return self._concerns(optimizer) if self._given is None else optimizer is self._given
 
     def _concerns(self, optimizer: Optimizer) -> bool:
         groups, known = self._trains.get(optimizer, (0, False))
@@ -111,19 +137,29 @@ class _ProcessHooks:
                 handle.remove()
             self._handles.clear()
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._tell(OptimizerHooks.before_step, optimizer)
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        # PyTorch passes the optimizer itself as the first positional argument.
+        given = args[1] if len(args) > 1 else kwargs.get("closure")
+        closure = given
+        with self._busy():
+            for hooks in list(self._told.values()):
+                closure = hooks.before_step(optimizer, closure)
+        if closure is given:
+            return None
+        if len(args) > 1:
+            return (args[0], closure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure}
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._tell(OptimizerHooks.after_step, optimizer)
+        with self._busy():
+            for hooks in list(self._told.values()):
+                hooks.after_step(optimizer)
 
-    def _tell(
-        self, method: Callable[[OptimizerHooks, Optimizer], None], optimizer: Optimizer
-    ) -> None:
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
         self._telling += 1
         try:
-            for hooks in list(self._told.values()):
-                method(hooks, optimizer)
+            yield
         finally:
             self._telling -= 1
 

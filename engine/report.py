@@ -139,14 +139,18 @@ def layer_table(model: nn.Module, *compressors: Compressor) -> LayerTable:
                 packed.get(f"{name}.weight" if name else "weight", size),
             )
         )
-    state = model.state_dict()
-    everything = sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, Tensor))
+    tensors = {t.data_ptr(): t for t in model.state_dict().values() if isinstance(t, Tensor)}
+    everything = sum(t.numel() * t.element_size() for t in tensors.values())
     return LayerTable(tuple(rows), everything - sum(row.bytes_before for row in rows))
 
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each layer with a weight; a weight that layers share stands at the first of them."""
+    seen: set[int] = set()
     for name, module in model.named_modules():
-        if module._parameters.get("weight") is not None:
+        weight = module._parameters.get("weight")
+        if weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
             yield name, module
 
 

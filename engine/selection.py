@@ -125,6 +125,8 @@ def select_layers(
     for index, messages in faults.items():
         more = f" (and {len(messages) - 1} more layers)" if len(messages) > 1 else ""
         report(f"/{index}", messages[0] + more, _offer(types))
+    if entries and not problems and all(e.get("exclude", False) for e, _ in chosen.values()):
+        report("", "all that entries match is excluded: nothing is left to compress", None)
     if problems:
         raise ConfigError(problems, source)
     return [

@@ -37,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has had enough. What is still in the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Output that cannot be written: a full disk, a closed terminal.
+        if traceback:
+            raise
+        print(f"engine: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if traceback:
             raise

@@ -78,7 +78,7 @@ def build(target: str) -> nn.Module:
         raise EngineError(f'--model: {module_name} has no function "{factory_name}"{hint}')
     try:
         model = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EngineError(f"--model: {target} failed: {type(error).__name__}: {error}") from error
     from torch import nn
 

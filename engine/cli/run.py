@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -24,6 +25,9 @@ def run(args: argparse.Namespace) -> int:
     validate.read(args.file)
     experiment = read_experiment(args.file)
     print(f"{experiment.name}: {' '.join(experiment.command)}", file=sys.stderr)
+    # Ended from outside, the runner ends its script, too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     progress = _Progress(enabled=args.quiet and sys.stderr.isatty())
     outcome = run_once(experiment, echo=progress if args.quiet else _echo)
     progress.end()
@@ -35,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
     numbers = ", ".join(f"{number:g}" for number in outcome.result)
     print(f"job {outcome.job} finished in {outcome.seconds:.0f} s: result {numbers}")
     return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _echo(line: str) -> None:

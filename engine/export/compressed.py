@@ -66,6 +66,7 @@ def export_quantized(
 ) -> None:
     """Write a quantized model; see ``Quantizer.export_model``."""
     _needs_path(model_path)
+    _refuse_half_shared(quantizer)
     packed = packed_weights(quantizer.wrappers)
     rest = {
         key: value for key, value in quantizer.bound_model.state_dict().items() if key not in packed
@@ -166,6 +167,20 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.tolist() if bool(value.isfinite().all()) else None
+
+
+def _refuse_half_shared(quantizer: Quantizer) -> None:
+    """Raise ExportError where a weight is quantized in one layer and shared with a plain one."""
+    wrappers = [w for w in quantizer.wrappers if is_computed(w.module, Stage.QUANTIZE)]
+    quantized = {id(w.weight): w for w in wrappers}
+    modules = {id(w.module) for w in wrappers}
+    for name, module in quantizer.bound_model.named_modules():
+        wrapper = quantized.get(id(module._parameters.get("weight")))
+        if wrapper is not None and id(module) not in modules:
+            raise ExportError(
+                f'layer "{wrapper.name}" is quantized and shares its weight with "{name}", which '
+                "is not: one file cannot hold both; quantize both, or exclude both"
+            )
 
 
 def _needs_path(model_path: PathLike | None) -> None:

@@ -53,10 +53,11 @@ class StatisticsFilterPruner(FilterPruner):
         return mean
 
     def update_epoch(self, epoch: int) -> None:
-        """Record anew."""
+        """Record anew where recording was complete; else go on."""
         for wrapper in self.wrappers:
-            wrapper.statistic.zero_()
-            wrapper.set_attribute("batches", 0)
+            if wrapper.batches >= self.statistics_batch_num:
+                wrapper.statistic.zero_()
+                wrapper.set_attribute("batches", 0)
 
     def step(self) -> None:
         """Say which layers nothing is recorded for, once, rather than wait in silence."""

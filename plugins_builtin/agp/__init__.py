@@ -28,14 +28,16 @@ class AGPPruner(Schedule):
 
     @staticmethod
     def _at(config: Mapping[str, Any], final: float, epoch: int) -> float:
-        """Return s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3, held at both ends.
+        """Return s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 from t_0 on, held at the end.
 
-        Between t_0 and the end, t takes only the steps t_0 + k dt.
+        Nothing is removed before t_0. From there t takes only the steps t_0 + k dt.
         """
         start, end = config["start_epoch"], config["end_epoch"]
+        if epoch < start:
+            return 0.0
         if epoch >= end:
             return final
         frequency = config["frequency"]
-        t = start + max(0, epoch - start) // frequency * frequency
+        t = start + (epoch - start) // frequency * frequency
         remaining = 1 - (t - start) / (end - start)
         return float(final + (config["initial_sparsity"] - final) * remaining**3)

@@ -144,7 +144,10 @@ def test_the_command_says_what_became_of_the_job(
     assert "Traceback" not in printed.err
 
 
-def test_ctrl_c_stops_the_script_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stopped_runner_stops_its_script_too(tmp_path: Path, sent: int, code: int) -> None:
     script = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     file = experiment(tmp_path, script)
     command = [sys.executable, "-m", "engine.cli", "run", str(file)]
@@ -153,8 +156,8 @@ def test_ctrl_c_stops_the_script_too(tmp_path: Path) -> None:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        runner.send_signal(signal.SIGINT)
-        assert runner.wait(timeout=10) == 130
+        runner.send_signal(sent)
+        assert runner.wait(timeout=10) == code
         assert runner.stderr is not None
         assert "Traceback" not in runner.stderr.read().decode()
     with pytest.raises(ProcessLookupError):

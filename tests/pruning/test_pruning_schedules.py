@@ -35,9 +35,9 @@ class Asked(Pruner):
 
 
 def paper(epoch, initial, final, start, end, frequency):
-    """Eq. 1 for t in {t0, t0 + dt, ...}, constant before t0 and from the end on."""
+    """Eq. 1 for t in {t0, t0 + dt, ...}, nothing before t0, constant from the end on."""
     if epoch < start:
-        return initial
+        return 0
     if epoch >= end:
         return final
     t = start

@@ -219,6 +219,9 @@ def test_statistics_begin_anew_with_each_epoch():
     pruner = attach(ActivationMeanRankFilterPruner, model, statistics_batch_num=2)
     model(images())
     pruner.update_epoch(1)
+    assert [w.batches for w in pruner.get_modules_wrapper()] == [1, 1, 1], "goes on if incomplete"
+    model(images())
+    pruner.update_epoch(2)
     assert [w.batches for w in pruner.get_modules_wrapper()] == [0, 0, 0]
     assert not any(w.statistic.any() for w in pruner.get_modules_wrapper())
 

@@ -83,12 +83,11 @@ def test_norms_without_a_quantized_weight_and_the_root_module_are_rows():
     assert row.name == ""
 
 
-def test_tied_weights_are_a_row_for_each_layer():
-    assert [row.name for row in layer_table(TiedLanguageModel()).rows] == [
-        "embedding",
-        "hidden",
-        "decoder",
-    ]
+def test_a_shared_weight_is_counted_once_at_its_first_layer():
+    model = TiedLanguageModel()
+    table = layer_table(model)
+    assert [row.name for row in table.rows] == ["embedding", "hidden"]
+    assert table.bytes_before == sum(p.numel() * 4 for p in model.parameters())
 
 
 def test_state_that_is_no_tensor_counts_nothing():
