@@ -8,8 +8,7 @@ serves all compressors of the process; it holds them weakly, so that a model can
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -141,9 +140,13 @@ class _ProcessHooks:
         # PyTorch passes the optimizer itself as the first positional argument.
         given = args[1] if len(args) > 1 else kwargs.get("closure")
         closure = given
-        with self._busy():
-            for hooks in list(self._told.values()):
+        # Plain counting: this runs in every step of every optimizer of the process.
+        self._telling += 1
+        try:
+            for hooks in tuple(self._told.values()):
                 closure = hooks.before_step(optimizer, closure)
+        finally:
+            self._telling -= 1
         if closure is given:
             return None
         if len(args) > 1:
@@ -151,15 +154,10 @@ class _ProcessHooks:
         return args, {**kwargs, "closure": closure}
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        with self._busy():
-            for hooks in list(self._told.values()):
-                hooks.after_step(optimizer)
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
         self._telling += 1
         try:
-            yield
+            for hooks in tuple(self._told.values()):
+                hooks.after_step(optimizer)
         finally:
             self._telling -= 1
 

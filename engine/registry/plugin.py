@@ -24,7 +24,7 @@ class Plugin:
     Attributes:
         name: the entry point's name, such as ``"level"``.
         group: ``"engine.algorithms"`` or ``"engine.extensions"``.
-        value: the entry point's value, such as ``"plugins_builtin.level:LevelPruner"``.
+        value: the entry point's value, such as ``"my_package:MyPruner"``.
         module: the part of ``value`` before the colon.
         attribute: the part of ``value`` after the colon.
         distribution: the distribution's name, as it is spelt in its metadata.
