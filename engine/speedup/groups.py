@@ -57,7 +57,7 @@ def channel_blocks(
         args: example inputs: one tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
     """
-    tracer = Tracer(model, RULES)
+    tracer = Tracer(model, RULES, planning=True)
     with evaluation(model):
         tracer.run(tuple(args) if isinstance(args, tuple | list) else (args,), dict(kwargs or {}))
     classes: dict[int, dict[tuple[int, int], list[int]]] = {}

@@ -8,34 +8,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from engine.speedup.layers import kept_by_group, tell_sizes
 from engine.speedup.solve import BiasChange, removed
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Grouped, Tracked
+from engine.speedup.widen import widen
 
 
 class Snapshot:
-    """The parameters, buffers and plain attributes of all modules, to put back."""
+    """The parameters, buffers, classes and attributes of all modules, to put back."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [
-            (m, dict(m._parameters), dict(m._buffers), _plain(m)) for m in model.modules()
-        ]
+        self.modules = [_State(module) for module in model.modules()]
+        self.handles: list[RemovableHandle] = []
 
     def restore(self) -> None:
         """Put everything back, the very same tensors."""
-        for module, parameters, buffers, plain in self._modules:
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            module.__dict__.update(plain)
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        for state in self.modules:
+            state.restore()
+
+
+class _State:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.kind = type(module)
+        self.attributes = dict(module.__dict__)
+        self.parameters = dict(module._parameters)
+        self.buffers = dict(module._buffers)
+        self.unsaved = set(module._non_persistent_buffers_set)
+
+    def restore(self) -> None:
+        module = self.module
+        module.__class__ = self.kind
+        module.__dict__.clear()
+        module.__dict__.update(self.attributes)
+        module._parameters.clear()
+        module._parameters.update(self.parameters)
+        module._buffers.clear()
+        module._buffers.update(self.buffers)
+        module._non_persistent_buffers_set.clear()
+        module._non_persistent_buffers_set.update(self.unsaved)
 
 
 Slice = Callable[[Tensor], Tensor]
 
 
-def rewrite(tracer: Tracer, changes: Sequence[BiasChange]) -> dict[int, tuple[Tensor, Slice]]:
+def rewrite(
+    tracer: Tracer, changes: Sequence[BiasChange], snapshot: Snapshot
+) -> dict[int, tuple[Tensor, Slice]]:
     """Slice what goes; return, by id of each old parameter, the new one and how it was sliced."""
     done: dict[int, tuple[Tensor, Slice]] = {}
     for change in changes:
@@ -59,7 +84,10 @@ def rewrite(tracer: Tracer, changes: Sequence[BiasChange]) -> dict[int, tuple[Te
                         new.grad = cut(old.grad).contiguous()
                 done[id(old)] = (new, cut)
             holder[slot.name] = done[id(old)][0]
-            _tell_size(slot.module, tracked, tracer)
+    for widened in tracer.widened.values():
+        handles, _ = widen(widened, lambda labels: removed(tracer, labels))
+        snapshot.handles.extend(handles)
+    tell_sizes(tracer.model, tracer)
     return done
 
 
@@ -82,6 +110,8 @@ def update_optimizer(optimizer: Optimizer, done: dict[int, tuple[Tensor, Slice]]
 
 
 def _slicer(tracer: Tracer, tracked: Tracked) -> Slice | None:
+    if tracked.whole:
+        return None
     if tracked.grouped is not None:
         return _grouped_slicer(tracer, tracked.grouped)
     keeps = []
@@ -102,21 +132,15 @@ def _slicer(tracer: Tracer, tracked: Tracked) -> Slice | None:
     return cut
 
 
-def _kept_by_group(tracer: Tracer, labels: Tensor | None, groups: int, count: int) -> Tensor:
-    if labels is None:
-        return torch.ones(groups, count, dtype=torch.bool)
-    return ~removed(tracer, labels).view(groups, -1)
-
-
 def _grouped_slicer(tracer: Tracer, grouped: Grouped) -> Slice | None:
     groups = grouped.groups
-    outputs = _kept_by_group(tracer, grouped.outputs, groups, 0)
+    outputs = kept_by_group(tracer, grouped.outputs, groups, 0)
 
     def cut(tensor: Tensor) -> Tensor:
         # (inputs, outputs per group, ...) for a transposed weight, else (outputs, inputs per group)
         stacked = tensor.view(groups, -1, *tensor.shape[1:])
         per_in = stacked.shape[1] if grouped.transposed else stacked.shape[2]
-        inputs = _kept_by_group(tracer, grouped.inputs, groups, per_in)
+        inputs = kept_by_group(tracer, grouped.inputs, groups, per_in)
         first, second = (inputs, outputs) if grouped.transposed else (outputs, inputs)
         parts = [
             part[first[g].to(tensor.device)][:, second[g].to(tensor.device)]
@@ -141,36 +165,3 @@ def _into_bias(change: BiasChange) -> None:
     value = amount if bias is None else bias.detach() + amount
     needs_grad = weight.requires_grad if bias is None else bias.requires_grad
     module._parameters["bias"] = nn.Parameter(value, requires_grad=needs_grad)
-
-
-def _tell_size(module: nn.Module, tracked: Tracked, tracer: Tracer) -> None:
-    """Update the attributes that repeat a parameter's shape."""
-    weight = module._parameters.get("weight")
-    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
-        if tracked.grouped is not None:
-            kept = _kept_by_group(tracer, tracked.grouped.outputs, tracked.grouped.groups, 0)
-            module.groups = int(kept.any(dim=1).sum())
-        inputs, outputs = weight.shape[1] * module.groups, weight.shape[0]
-        if module.transposed:
-            inputs, outputs = weight.shape[0], weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = int(inputs), int(outputs)
-    elif isinstance(module, nn.Linear) and weight is not None:
-        module.out_features, module.in_features = map(int, weight.shape)
-    elif isinstance(module, nn.Bilinear) and weight is not None:
-        module.out_features, module.in1_features, module.in2_features = map(int, weight.shape)
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sizes = [t for t in (weight, module.running_mean) if t is not None]
-        if sizes:
-            module.num_features = int(sizes[0].shape[0])
-    elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and weight is not None:
-        module.embedding_dim = int(weight.shape[1])
-    elif isinstance(module, nn.PReLU) and weight is not None:
-        module.num_parameters = int(weight.shape[0])
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in module.__dict__.items()
-        if not key.startswith("_") and isinstance(value, int | float | tuple | list | str)
-    }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from engine.errors import EngineError
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
 from engine.speedup.rules import RULES
+from engine.speedup.sizes import give_up, set_sizes
 from engine.speedup.solve import decide, removed
 from engine.speedup.tracer import Tracer
 
@@ -62,70 +63,81 @@ def speedup(
             raise SpeedupError(
                 f"the model does not run on the example inputs: {type(error).__name__}: {error}"
             ) from error
-        failure = ""
-        for fixed_sizes in (False, True):
-            tracer = Tracer(model, RULES)
+        tracer = Tracer(model, RULES)
+        tracer.run(positional, named)
+        checked: set[str] = set()
+        while True:
             try:
-                tracer.run(positional, named)
-                if fixed_sizes:
-                    for _, _, labels in tracer.computed_sizes:
-                        tracer.labels.pin(labels, "its size is written into the model's code")
-                changes = decide(tracer)
-                done = rewrite(tracer, changes)
-                if not fixed_sizes:
-                    _set_sizes(model, tracer)
-                failure = _difference(model, check, expected)
+                done = rewrite(tracer, decide(tracer), snapshot)
+                changed = set_sizes(model, tracer, checked)
+                difference = _difference(model, check, expected)
             except BaseException:
                 snapshot.restore()
                 raise
-            if not failure:
+            if difference is None:
                 if optimizer is not None:
                     update_optimizer(optimizer, done)
                 return _report(snapshot, model, tracer, done)
             snapshot.restore()
-    raise SpeedupError(f"no smaller model with the same outputs was found: {failure}")
+            if not give_up(model, tracer, difference.failed_in, changed, checked):
+                raise SpeedupError(
+                    f"no smaller model with the same outputs was found: {difference.message}"
+                )
 
 
-def _set_sizes(model: nn.Module, tracer: Tracer) -> None:
-    """Change the whole-number attributes that views take their sizes from.
+class Difference(NamedTuple):
+    """How a smaller model differs: a message, and the module that failed to run, if one did."""
 
-    ``x.view(n, self.heads, self.head_dim)`` in a module: where the view's size shrinks and one
-    attribute of that module has the old size, it gets the new one. The comparison of outputs that
-    follows says whether that was right.
-    """
-    modules = dict(model.named_modules())
-    for path, size, labels in tracer.computed_sizes:
-        kept = int((~removed(tracer, labels)).sum())
-        if kept == size or path not in modules:
-            continue
-        plain = modules[path].__dict__
-        for name, value in list(plain.items()):
-            if isinstance(value, int) and not isinstance(value, bool) and value == size:
-                plain[name] = kept
+    message: str
+    failed_in: str | None
 
 
 def _difference(
     model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]], expected: Any
-) -> str:
-    """Return how the outputs differ from ``expected``, nothing when they do not."""
-    try:
-        with torch.no_grad():
-            actual = model(*inputs[0], **inputs[1])
-    except Exception as error:
-        # A size that is written into the model's code shows as any kind of error.
-        return f"{type(error).__name__}: {error}"
+) -> Difference | None:
+    """Return how the outputs differ from ``expected``, None when they do not."""
+    with _running(model) as stack:
+        try:
+            with torch.no_grad():
+                actual = model(*inputs[0], **inputs[1])
+        except Exception as error:
+            # A size that is written into the model's code shows as any kind of error.
+            return Difference(f"{type(error).__name__}: {error}", stack[-1])
     for ours, theirs in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         if not isinstance(theirs, Tensor):
             continue
         if ours.shape != theirs.shape:
-            return f"an output has shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
-        if not theirs.is_floating_point():
+            shapes = f"{tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+            return Difference(f"an output has shape {shapes}", None)
+        if not theirs.is_floating_point() or not theirs.numel():
             continue
-        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-        off = float((ours - theirs).abs().max()) if theirs.numel() else 0.0
+        scale = float(theirs.abs().max())
+        off = float((ours - theirs).abs().max())
         if not off <= _TOLERANCE.get(theirs.dtype, 2e-2) * max(scale, 1e-30):
-            return f"outputs are off by {off:.3g} on a scale of {scale:.3g}"
-    return ""
+            return Difference(f"outputs are off by {off:.3g} on a scale of {scale:.3g}", None)
+    return None
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[list[str]]:
+    """Give the paths of the modules that run, outermost first; after an error those it left."""
+    stack = [""]
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda module, args: stack.append(path)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(path)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _report(
@@ -136,8 +148,9 @@ def _report(
     layers = []
     seen: set[int] = set()
     known = {(id(s.module), s.name): t for t in tracer.parameters for s in t.slots}
-    for module, parameters, _, _ in snapshot._modules:
-        for name, old in parameters.items():
+    for state in snapshot.modules:
+        module = state.module
+        for name, old in state.parameters.items():
             if old is None or id(old) in seen:
                 continue
             seen.add(id(old))

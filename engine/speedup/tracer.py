@@ -6,17 +6,21 @@ flow is followed. Operators without a rule pin what they touch: they are correct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
 from engine.speedup.tracked import Slot, Tracked
+from engine.speedup.widen import Widened, constant_slices, is_light, is_statistic, join
 
 #: A rule looks at one finished call and returns what propagates need from outputs to inputs.
 Back = Callable[[], None]
@@ -34,6 +38,21 @@ class Call:
         self.inputs = inputs
         self.outputs = outputs
         self.back = back
+
+
+class Size(NamedTuple):
+    """A size that the model's code asks for: it must become the number of ``labels`` kept."""
+
+    path: str
+    size: int
+    labels: Tensor
+
+
+class Held(NamedTuple):
+    """A module without weights of its own, run before its operators are looked at."""
+
+    module: nn.Module
+    calls: list[tuple[Any, Any, Any, Any]]
 
 
 class Fold:
@@ -65,17 +84,28 @@ class Fold:
 class Tracer(TorchDispatchMode):
     """Watches the forward of ``model``; afterwards the attributes tell what was seen.
 
+    Args:
+        model: the model.
+        rules: a rule for each operator.
+        planning: ask what could be removed once it is masked, not what is masked now.
+
     Attributes:
         labels: the union-find of all labels.
         calls: the operator calls, in order.
         folds: constants that removal must fold into a bias.
         parameters: what is known of each parameter and buffer that was used.
         unknown: operators without a rule, with the places where they were met.
-        computed_sizes: sizes that views ask for: module path, size, the labels of that dimension.
+        inputs: sizes of what modules were given, by the modules' paths.
+        sizes: sizes that views and factories ask for.
+        grouped: the modules that ran a grouped convolution, with its weight.
+        widened: modules that see zeros where channels are removed.
     """
 
-    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self, model: nn.Module, rules: Mapping[str, Rule], *, planning: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.planning = planning
         self.model = model
         self.labels = Labels()
         self.calls: list[Call] = []
@@ -83,8 +113,13 @@ class Tracer(TorchDispatchMode):
         self.unknown: dict[str, str] = {}
         self._rules = rules
         self._known: Any = WeakTensorKeyDictionary()
-        self.computed_sizes: list[tuple[str, int, Tensor]] = []
-        self._views: dict[int, list[TensorWeakRef]] = {}
+        self.inputs: dict[str, list[Size]] = {}
+        self.sizes: list[Size] = []
+        self.grouped: list[tuple[str, Tracked]] = []
+        self.widened: dict[str, Widened] = {}
+        self.aliases = Aliases()
+        self._held: Held | None = None
+        self._watching = True
         self._path: list[str] = [""]
         self.parameters: list[Tracked] = []
         self._slots: dict[int, list[Slot]] = {}
@@ -123,16 +158,10 @@ class Tracer(TorchDispatchMode):
             if labels is not None and (dims is None or dim in dims):
                 self.labels.pin(labels, reason)
 
-    def alias(self, tensor: Tensor) -> None:
-        """Say that ``tensor`` is (perhaps) a view of another tensor."""
-        self._views.setdefault(_address(tensor), []).append(TensorWeakRef(tensor))
-
-    def is_aliased(self, tensor: Tensor) -> bool:
-        """Return whether other tensors may see a change of ``tensor`` in place."""
-        address = _address(tensor)
-        views = [view() for view in self._views.get(address, ())]
-        # Memory is used again: only views that live and still are there count.
-        return any(view is not None and _address(view) == address for view in views)
+    def pin_values(self, labels: Tensor, reason: str) -> None:
+        """Say that ``labels`` must stay because of values that a mask would make zero."""
+        if not self.planning:
+            self.labels.pin(labels, reason)
 
     @property
     def path(self) -> str:
@@ -149,26 +178,28 @@ class Tracer(TorchDispatchMode):
             args: positional example inputs.
             kwargs: keyword example inputs.
         """
-        handles = []
+        handles: list[RemovableHandle] = []
         for path, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._enter(path), prepend=True))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
+            light = path != "" and is_light(module)
+            handles.append(module.register_forward_pre_hook(self._enter(path, light), prepend=True))
+            handles.append(
+                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            )
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 self._known[tensor] = Tracked(tensor.shape, origin="input")
         try:
-            with self:
+            with self, _plain_recurrent(self.model):
                 output = self.model(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                tracked = self.of(tensor)
-                tracked.used = True
-                for dim in tracked.dims():
-                    tracked.want(dim, True)
-                self.pin(tracked, "it is part of the model's output")
+        for tensor in tensors_in(output):
+            tracked = self.of(tensor)
+            tracked.used = True
+            for dim in tracked.dims():
+                tracked.want(dim, True)
+            self.pin(tracked, "it is part of the model's output")
         for call in reversed(self.calls):
             if call.back is not None and any(out.used for out in call.outputs):
                 call.back()
@@ -179,31 +210,46 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Run the operator, then its rule."""
         kwargs = kwargs or {}
-        inputs = [self.of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         output = func(*args, **kwargs)
-        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        if self._held is not None:
+            self._held.calls.append((func, args, kwargs, output))
+        elif self._watching:
+            self._see(func, args, kwargs, output)
+        return output
+
+    def _see(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        inputs = [self.of(t) for t in tensors_in((args, kwargs))]
+        outputs = tensors_in(output)
         if not outputs:
             # A value leaves for Python (item, equal, ...): what it depends on is needed, in full.
             for tracked in inputs:
                 self._observe(tracked)
-            return output
+            return
         name = func._schema.name.removeprefix("aten::")
         rule = self._rules.get(name) or self._rules.get(name.rstrip("_"))
         if rule is None and all(t.constant and not list(t.dims()) for t in inputs):
             for tensor in outputs:
                 self.put(tensor, Tracked(tensor.shape, constant=True))
-            return output
-        back = rule(self, func, args, kwargs, output) if rule is not None else None
-        if back is None:
-            back = self.refuse(name, inputs, outputs)
-        self.calls.append(Call(name, self.path, inputs, [self.of(t) for t in outputs], back))
-        return output
-
-    def refuse(self, name: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
-        """Treat a call as unknown: everything that it touches keeps its size."""
-        self.unknown.setdefault(name, self.path)
+            return
         for tracked in inputs:
-            self.pin(tracked, f"{name} has no rule for removing channels")
+            if tracked.stale is not None:
+                self._read_stale(tracked)
+        shared = self.aliases.others(args[0]) if name.endswith("_") and args else []
+        back = rule(self, func, args, kwargs, output) if rule is not None else None
+        for tensor in shared:
+            seen = self.of(tensor)
+            fresh = self.put(tensor, Tracked(seen.shape, seen.labels, seen.dead))
+            fresh.constant, fresh.stale = seen.constant, (name, inputs)
+        if back is None:
+            self.unknown.setdefault(name, self.path)
+            reason = f"{name} has no rule for removing channels"
+            back = self.refuse(reason, inputs, outputs)
+        self.calls.append(Call(name, self.path, inputs, [self.of(t) for t in outputs], back))
+
+    def refuse(self, reason: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
+        """Treat a call as unknown: everything that it touches keeps its size."""
+        for tracked in inputs:
+            self.pin(tracked, reason)
         constant = all(tracked.constant for tracked in inputs)
         made = [self.put(t, Tracked(t.shape, constant=constant)) for t in outputs]
 
@@ -216,21 +262,103 @@ class Tracer(TorchDispatchMode):
 
         return back
 
+    def _read_stale(self, tracked: Tracked) -> None:
+        """Use a tensor whose memory was changed through a view: all that is involved stays."""
+        assert tracked.stale is not None
+        name, written = tracked.stale
+        tracked.stale = None
+        if not all(each.constant for each in written):
+            tracked.constant = False
+            tracked.dead = [None if d is None else torch.zeros_like(d) for d in tracked.dead]
+        for each in [tracked, *written]:
+            self.pin(each, f"{name} changes it through a view")
+            each.used = True
+            for dim in each.dims():
+                each.want(dim, True)
+
     def _observe(self, tracked: Tracked) -> None:
         tracked.used = True
         for dim in tracked.dims():
             tracked.want(dim, True)
         self.pin(tracked, "Python code reads its value")
 
-    def _enter(self, path: str) -> Callable[..., None]:
+    # -- modules -------------------------------------------------------------------------------
+
+    def _enter(self, path: str, light: bool) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:
             self._path.append(path)
+            for tensor in tensors_in(args):
+                known = self._known.get(tensor)
+                for labels in known.labels if known is not None else ():
+                    if labels is not None:
+                        self.inputs.setdefault(path, []).append(Size(path, len(labels), labels))
+            if light and self._held is None:
+                self._held = Held(module, [])
 
         return enter
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        held = self._held
+        if held is not None and held.module is module:
+            self._held = None
+            # Outside of an operator's call the mode is on: what the rules compute is not watched.
+            self._watching = False
+            try:
+                if is_statistic(held.calls, args, kwargs, output) and list(self.of(args[0]).dims()):
+                    self._widen(module, args, kwargs, output)
+                else:
+                    for call in held.calls:
+                        self._see(*call)
+            finally:
+                self._watching = True
         self._path.pop()
 
+    def _widen(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        """See a norm or the like as one operator, which can be given zeros for what is removed."""
+        x, path = self.of(args[0]), self.path
+        constant = constant_slices(module, args, kwargs, output, x)
+        reason = "its constant takes part in a norm's statistics"
+        labels: dict[int, Tensor] = {}
+        for dim in x.dims():
+            mine = x.labels[dim]
+            assert mine is not None
+            labels[dim] = mine
+            slices = args[0].detach().movedim(dim, 0).reshape(len(mine), -1)
+            self.pin_values(mine[x.flags(dim) & (slices != 0).any(dim=1).cpu()], reason)
+            for tensor in [*module.parameters(), *module.buffers()]:
+                if tensor.shape == mine.shape:
+                    number = self.of(tensor)
+                    number.whole = True
+                    if number.labels[0] is not None:
+                        self.labels.unite(mine, number.labels[0])
+        widened = Widened(module, path, len(x.shape), labels)
+        if fault := join(self.labels, self.widened.get(path), widened):
+            self.pin(x, fault)
+        self.widened.setdefault(path, widened)
+        made = self.put(output, Tracked(x.shape, x.labels, [None] * len(x.shape)))
+        made.constant = x.constant
+        for dim, same in constant.items():
+            made.dead[dim] = same
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+        def back() -> None:
+            if made.used and not made.constant:
+                x.used = True
+                for dim in x.dims():
+                    x.want(dim, True)
+
+        self.calls.append(Call(type(module).__name__, path, [x], [made], back))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples and dicts."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _plain_recurrent(model: nn.Module) -> Iterator[None]:
+    """Let recurrent layers run as the operators that they consist of, not as one fused call."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        yield

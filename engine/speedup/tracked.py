@@ -42,6 +42,8 @@ class Tracked:
         slots: where it is stored, for a parameter or buffer; empty for an activation.
         base: the parameter that this tensor is a view of, if any.
         grouped: for the weight of a grouped convolution, its channels.
+        whole: the parameter keeps its size whatever goes; its module sees zeros there.
+        stale: the operator that changed its memory through a view, and what it wrote.
         origin: the call that made it, for reports.
     """
 
@@ -63,6 +65,8 @@ class Tracked:
         self.slots: list[Slot] = []
         self.base: Tracked | None = None
         self.grouped: Grouped | None = None
+        self.whole = False
+        self.stale: tuple[str, list[Tracked]] | None = None
         self.origin = origin
         for dim in self.dims():
             if self.dead[dim] is None:

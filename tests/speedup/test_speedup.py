@@ -345,7 +345,8 @@ def test_a_size_in_the_code_keeps_its_channels_and_the_report_says_why() -> None
 
 def test_a_wrong_rule_cannot_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """The outputs are compared before the smaller model is handed over."""
-    monkeypatch.setattr(shrink, "_difference", lambda *args: "outputs are off")
+    difference = shrink.Difference("outputs are off", None)
+    monkeypatch.setattr(shrink, "_difference", lambda *args: difference)
     model = made(Gate)
     x = torch.randn(IMAGE, dtype=torch.float64)
     half_masked(model, x)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine.speedup.rules import contraction, movement, normalization, pointwise, reduction
+from engine.speedup.rules import (
+    contraction,
+    dims,
+    factories,
+    joining,
+    normalization,
+    places,
+    pointwise,
+    reduction,
+    views,
+)
 from engine.speedup.tracer import Rule
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,
-    **movement.RULES,
+    **dims.RULES,
+    **views.RULES,
+    **places.RULES,
+    **joining.RULES,
+    **factories.RULES,
     **contraction.RULES,
     **normalization.RULES,
     **reduction.RULES,

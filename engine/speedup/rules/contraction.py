@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.speedup.rules.dims import put_like, together
 from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.tracer import Back, Fold, Rule, Tracer
 from engine.speedup.tracked import Grouped, Tracked
@@ -106,6 +107,8 @@ def _grouped(
     """
     per_out = len(dead_out) // groups
     per_in = tx.shape[1] // groups
+    if per_in > 1 and not tw.slots:
+        tracer.pin(tw, "a grouped convolution's weight is computed")
     if tw.grouped is not None or (weight_out := tw.labels[outside]) is None:
         tracer.pin(tw, "a grouped convolution's weight is used twice")
         if lx is not None:
@@ -114,6 +117,7 @@ def _grouped(
     # One dimension of the weight is shared by the groups: its labels stand for nothing by itself.
     labels_out = tracer.labels.fresh(len(dead_out)) if transposed else weight_out
     tw.grouped = Grouped(groups, lx, labels_out, transposed)
+    tracer.grouped.append((tracer.path, tw))
     dead_in = tx.flags(1).view(groups, per_in)
     dead = dead_out.view(groups, per_out)
     by_place, groups_in = labels_out.view(groups, -1), None if lx is None else lx.view(groups, -1)
@@ -211,6 +215,23 @@ def _matmul(
     return back
 
 
+def _vector(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Products with vectors, as products of matrices."""
+    a, b = args[:2]
+    rows = a if a.dim() == 2 else a.unsqueeze(0)
+    column, result = b.unsqueeze(1), output.reshape(-1, 1)
+    backs = [put_like(tracer, column, b, [0, None])[1]]
+    if a.dim() == 1:
+        backs.append(put_like(tracer, rows, a, [None, 0])[1])
+    product = _matmul(tracer, func, (rows, column), {}, result)
+    if product is None:
+        return None
+    out = put_like(tracer, output, result, [0] if output.dim() else [])[1]
+    return together([out, product, *backs])
+
+
 def _dead(
     b: Tensor,
     tb: Tracked,
@@ -259,14 +280,14 @@ def _fold_matmul(
     if ta.constant and tb.constant:
         # All of it is constant, and none of it goes away by that.
         if bool((~zero_a & ~zero_b).any()):
-            tracer.labels.pin(labels[~zero_a & ~zero_b], "it is summed into a constant")
+            tracer.pin_values(labels[~zero_a & ~zero_b], "it is summed into a constant")
         return
     if not (tb.constant and tb.base is not None and rank == 2 and not ta.constant):
         both = (ta.flags(inner) | tb.flags(row)) & ~zero_a & ~zero_b
         if bool(both.any()) and not (ta.constant or tb.constant):
-            tracer.labels.pin(labels[both], "a constant that is not zero meets a product")
+            tracer.pin_values(labels[both], "a constant that is not zero meets a product")
         elif ta.constant and not tb.constant and bool((tb.flags(row) & ~zero_b).any()):
-            tracer.labels.pin(labels[tb.flags(row) & ~zero_b], "its constant cannot be folded")
+            tracer.pin_values(labels[tb.flags(row) & ~zero_b], "its constant cannot be folded")
         return
     if not bool(dead.any()):
         return
@@ -348,10 +369,37 @@ def _embedding(
     return back
 
 
+def _weight_norm(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    """g v / |v| (Salimans and Kingma 2016): a norm does not change when zeros leave it."""
+    v, g, dim = tracer.of(args[0]), tracer.of(args[1]), args[2] if len(args) > 2 else 0
+    if not (v.constant and g.constant):
+        return None
+    made = Tracked(output[0].shape, v.labels, constant=True)
+    _meet(tracer, v, dim, g, dim, "weight norm")
+    for d in v.dims():
+        labels = v.labels[d]
+        if d != dim and labels is not None:
+            zero = zero_slices(args[0], v, d)
+            tracer.pin_values(labels[~zero], "the weight's norm is over it")
+    tracer.put(output[0], made)
+    tracer.put(output[1], Tracked(output[1].shape, constant=True))
+
+    def back() -> None:
+        v.used = g.used = made.used
+        for d in v.dims():
+            v.want(d, made.flow(d))
+
+    return back
+
+
 _Function = Callable[..., Back | None]
 _GROUPS: dict[_Function, str] = {
     _convolution: "convolution",
     _matmul: "mm addmm bmm baddbmm",
+    _vector: "mv dot vdot",
+    _weight_norm: "_weight_norm_interface",
     _attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     _embedding: "embedding",

@@ -98,7 +98,6 @@ def _along_dimension(
     given = next((a for a in args[1:] if isinstance(a, int)), kwargs.get("dim", -1))
     dim = given % rank if rank else 0
     name = func._schema.name.removeprefix("aten::")
-    tracer.pin(x, f"{name} is over it", [dim])
     for tensor in tree_leaves(output):
         made = Tracked(
             tensor.shape,
@@ -114,6 +113,7 @@ def _along_dimension(
             if made.used and not made.constant:
                 x.used = True
                 x.want(dim, True)
+                tracer.pin(x, f"{name} is over it", [dim])
                 for d in x.dims():
                     if d != dim:
                         x.want(d, made.flow(d))
@@ -129,7 +129,7 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("native_layer_norm", "native_group_norm"), _whole),
     **dict.fromkeys(
-        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "glu"),
+        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort"),
         _along_dimension,
     ),
 }  # fmt: skip

@@ -29,6 +29,7 @@ _NAMES = [
     "clamp_min",
     "clone",
     "contiguous",
+    "copy",
     "copysign",
     "cos",
     "detach",
@@ -111,6 +112,8 @@ _NAMES = [
     "randn_like",
     "bernoulli",
 ]
+#: The same memory under another name.
+_VIEWS = frozenset({"alias", "detach", "contiguous", "to", "lift_fresh"})
 _PRODUCTS = frozenset({"mul", "bitwise_and", "logical_and"})
 _FACTORIES = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "zero", "fill"})
 
@@ -120,7 +123,7 @@ def zero_slices(tensor: Tensor, tracked: Tracked, dim: int) -> Tensor:
     dead = tracked.flags(dim)
     if not bool(dead.any()):
         return dead
-    values = tensor.detach().movedim(dim, 0).flatten(1)
+    values = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1)
     return dead & (values == 0).all(dim=1).cpu()
 
 
@@ -135,9 +138,6 @@ def pointwise(
     name = func._schema.name.removeprefix("aten::").rstrip("_")
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     tracked = [tracer.of(t) for t in tensors]
-    in_place = func._schema.name.endswith("_") and tracer.is_aliased(tensors[0])
-    if in_place:
-        return None
     rank, is_product = out.dim(), name in _PRODUCTS
     made = Tracked(out.shape, constant=all(t.constant for t in tracked) or name in _FACTORIES)
     zeros: dict[tuple[int, int], Tensor] = {}
@@ -171,6 +171,8 @@ def pointwise(
         made.need[place] = torch.zeros(out.shape[place], dtype=torch.bool)
     for tensor in outputs:
         tracer.put(tensor, made)
+        if name in _VIEWS:
+            tracer.aliases.add(tensor, tensors[0])
 
     def back() -> None:
         flows = [made.flow(place) for place in range(rank)]

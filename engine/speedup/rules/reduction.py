@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.tracer import Back, Rule, Tracer
 from engine.speedup.tracked import Tracked
 
@@ -30,6 +31,8 @@ _REDUCTIONS = [
     "argmax",
     "argmin",
 ]
+#: Operators whose result is the same without elements that are zero.
+_ZEROS_ADD_NOTHING = frozenset({"sum", "norm", "linalg_vector_norm", "any"})
 _SPATIAL = [
     "max_pool2d_with_indices",
     "max_pool3d_with_indices",
@@ -76,8 +79,9 @@ def _reduce(
         dims = [d % rank for d in (given if isinstance(given, list | tuple) else [given])]
     keep = bool(bound.get("keepdim", False))
     name = func._schema.name.removeprefix("aten::")
-    tracer.pin(x, f"{name} is over it", dims)
     left = [None if d in dims else d for d in range(rank) if keep or d not in dims]
+    exact = name in _ZEROS_ADD_NOTHING
+    zeros = {d: (zero_slices(args[0], x, d) | tracer.planning) & exact for d in dims}
     outputs: list[Tracked] = []
     for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
         if tensor.dim() != len(left):
@@ -96,11 +100,18 @@ def _reduce(
                 x.used = True
                 for d in dims:
                     x.want(d, True)
+                    _pin_reduced(tracer, x, d, zeros[d], f"{name} is over it")
                 for e, kept in enumerate(left):
                     if kept is not None:
                         x.want(kept, made.flow(e))
 
     return back
+
+
+def _pin_reduced(tracer: Tracer, x: Tracked, dim: int, zeros: Tensor, reason: str) -> None:
+    labels = x.labels[dim]
+    if labels is not None and not bool(zeros.all()):
+        tracer.labels.pin(labels[~zeros], reason)
 
 
 def _spatial(

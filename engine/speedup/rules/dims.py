@@ -1,0 +1,136 @@
+"""Operators that rename, add or drop whole dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.speedup.tracer import Back, Rule, Size, Tracer
+from engine.speedup.tracked import Tracked
+
+
+def put_like(
+    tracer: Tracer, tensor: Tensor, of: Tensor, dims: Sequence[int | None]
+) -> tuple[Tracked, Back]:
+    """Make an output whose dimension e is the input's ``dims[e]``, index for index."""
+    source = tracer.of(of)
+    made = Tracked(
+        tensor.shape,
+        [None if d is None else source.labels[d] for d in dims],
+        [None if d is None or source.labels[d] is None else source.flags(d) for d in dims],
+        constant=source.constant,
+    )
+    made.base = source.base or (source if source.slots else None)
+    tracer.put(tensor, made)
+    tracer.aliases.add(tensor, of)
+
+    def back() -> None:
+        if made.used and not made.constant:
+            source.used = True
+            for e, d in enumerate(dims):
+                if d is not None:
+                    source.want(d, made.flow(e))
+            for d in source.dims():
+                if d not in dims:
+                    source.want(d, True)
+
+    return made, back
+
+
+def together(backs: Sequence[Back]) -> Back:
+    """Return what does all of ``backs``."""
+
+    def back() -> None:
+        for each in backs:
+            each()
+
+    return back
+
+
+def _permute(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    name, rank = func._schema.name.removeprefix("aten::").rstrip("_"), args[0].dim()
+    order = list(range(rank))
+    if name == "permute":
+        order = [d % rank for d in args[1]]
+    elif name in ("transpose", "swapaxes"):
+        a, b = args[1] % rank, args[2] % rank
+        order[a], order[b] = order[b], order[a]
+    elif rank == 2:
+        order.reverse()
+    return put_like(tracer, output, args[0], order)[1]
+
+
+def _unsqueeze(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    # In place, the tensor has its new shape by now; what is known of it has the old one.
+    dims: list[int | None] = list(range(len(tracer.of(args[0]).shape)))
+    dims.insert(args[1] % output.dim(), None)
+    return put_like(tracer, output, args[0], dims)[1]
+
+
+def _expand(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    shift = output.dim() - args[0].dim()
+    dims = [
+        e - shift if e >= shift and args[0].shape[e - shift] == output.shape[e] else None
+        for e in range(output.dim())
+    ]
+    made, back = put_like(tracer, output, args[0], dims)
+    source = tracer.of(args[0])
+    for e, d in enumerate(dims):
+        # Copies of one slice: as many as are asked for, if the code's number can be changed.
+        if d is None and output.shape[e] > 1:
+            labels = tracer.labels.fresh(output.shape[e])
+            made.labels[e] = labels
+            made.dead[e] = torch.full((output.shape[e],), source.constant)
+            made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
+            tracer.sizes.append(Size(tracer.path, output.shape[e], labels))
+    return back
+
+
+def _select(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    source, dim = tracer.of(args[0]), args[1] % args[0].dim()
+    tracer.pin(source, "one index of it is selected", [dim])
+    return put_like(tracer, output, args[0], [d for d in range(args[0].dim()) if d != dim])[1]
+
+
+def _unbind(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % args[0].dim()
+    source = tracer.of(args[0])
+    tracer.pin(source, "its indices are taken apart", [dim])
+    dims = [d for d in range(args[0].dim()) if d != dim]
+    return together([put_like(tracer, t, args[0], dims)[1] for t in output])
+
+
+def _repeat(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    source, times = tracer.of(args[0]), args[1]
+    shift = len(times) - args[0].dim()
+    if any(times[d + shift] != 1 for d in source.dims()):
+        return None
+    dims = [e - shift if e >= shift and times[e] == 1 else None for e in range(output.dim())]
+    return put_like(tracer, output, args[0], dims)[1]
+
+
+_Function = Callable[..., Back | None]
+_GROUPS: dict[_Function, str] = {
+    _permute: "permute transpose swapaxes t numpy_T",
+    _unsqueeze: "unsqueeze",
+    _expand: "expand",
+    _select: "select",
+    _unbind: "unbind",
+    _repeat: "repeat",
+}
+RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

@@ -1,0 +1,171 @@
+"""Operators that take some indices of one dimension, or all in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.speedup.labels import FIXED
+from engine.speedup.rules.dims import put_like, together
+from engine.speedup.rules.pointwise import zero_slices
+from engine.speedup.tracer import Back, Rule, Size, Tracer
+
+
+def _along(
+    tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str
+) -> Back:
+    """Make an output that takes ``index`` (-1: a constant) of the input's ``dim``, rest alike."""
+    source = tracer.of(of)
+    dims: list[int | None] = [d if d != dim else None for d in range(len(source.shape))]
+    made, _ = put_like(tracer, tensor, of, dims)
+    labels = source.labels[dim]
+    if labels is not None:
+        inside = index >= 0
+        picked = torch.where(inside, labels[index.clamp(min=0)], FIXED)
+        made.labels[dim] = picked
+        made.dead[dim] = torch.where(inside, source.flags(dim)[index.clamp(min=0)], True)
+        made.need[dim] = torch.zeros(len(index), dtype=torch.bool)
+        if reason:
+            tracer.labels.pin(labels, reason)
+
+    def back() -> None:
+        rest_dims = [d for d in source.dims() if d != dim]
+        if not made.used or made.constant:
+            return
+        source.used = True
+        for d in rest_dims:
+            source.want(d, made.flow(d))
+        need = torch.zeros(source.shape[dim], dtype=torch.bool)
+        flow = made.flow(dim)
+        need[index[(index >= 0) & flow]] = True
+        source.want(dim, need)
+
+    return back
+
+
+def _slice(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    given = list(args[1:]) + [None] * 4
+    dim = (given[0] or 0) % args[0].dim()
+    size = args[0].shape[dim]
+    index = torch.arange(size)[slice(given[1], given[2], given[3])]
+    # A slice of everything is none: it stays right when channels go.
+    reason = "" if len(index) == size else "it is sliced at fixed places"
+    return _along(tracer, output, args[0], dim, index, reason)
+
+
+def _split(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
+    source = tracer.of(args[0])
+    sizes = [t.shape[dim] for t in output]
+    labels = source.labels[dim]
+    if labels is not None and len(sizes) > 1:
+        if len(set(sizes)) == 1:
+            # chunk() and split(size // n) follow the size when all parts lose the same indices.
+            grid = labels.view(len(sizes), -1)
+            for part in grid[1:]:
+                tracer.labels.unite(grid[0], part)
+            tracer.sizes.append(Size(tracer.path, sizes[0], grid[0]))
+        else:
+            tracer.labels.pin(labels, "it is split at fixed places")
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return together(
+        [
+            _along(tracer, t, args[0], dim, torch.arange(start, start + size), "")
+            for t, start, size in zip(output, starts, sizes, strict=True)
+        ]
+    )
+
+
+def _flip(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    source = tracer.of(args[0])
+    moved = [d % args[0].dim() for d in args[1]] if func._schema.name == "aten::flip" else None
+    labelled = [d for d in source.dims() if moved is None or d in moved]
+    if func._schema.name == "aten::roll":
+        dims = [d % args[0].dim() for d in (args[2] if len(args) > 2 else [])]
+        tracer.pin(source, "it is rolled", dims or None)
+        return put_like(tracer, output, args[0], list(range(args[0].dim())))[1]
+    if len(labelled) == 1:
+        dim = labelled[0]
+        return _along(tracer, output, args[0], dim, torch.arange(args[0].shape[dim]).flip(0), "")
+    tracer.pin(source, "it is flipped in several dimensions", labelled)
+    return put_like(tracer, output, args[0], list(range(args[0].dim())))[1]
+
+
+def _index_select(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    dim = args[1] % args[0].dim()
+    if not tracer.of(args[2]).constant:
+        return None
+    reason = "it is indexed at fixed places"
+    return _along(tracer, output, args[0], dim, args[2].cpu(), reason)
+
+
+def _pad(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    source, pads = tracer.of(args[0]), list(args[1])
+    rank = args[0].dim()
+    padded = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
+    touched = [d for d in source.dims() if padded.get(d, (0, 0)) != (0, 0)]
+    if len(touched) > 1 or any(min(padded[d]) < 0 for d in touched):
+        return None
+    if touched:
+        before, after = padded[touched[0]]
+        index = torch.arange(args[0].shape[touched[0]])
+        index = torch.nn.functional.pad(index, (before, after), value=-1)
+        return _along(tracer, output, args[0], touched[0], index, "")
+    return put_like(tracer, output, args[0], list(range(rank)))[1]
+
+
+def _glu(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """a * sigmoid(b) of the two halves: i-th channels go together; a zero in a is a zero."""
+    source = tracer.of(args[0])
+    dim = (args[1] if len(args) > 1 else -1) % args[0].dim()
+    half = args[0].shape[dim] // 2
+    labels = source.labels[dim]
+    made, back = put_like(
+        tracer, output, args[0], [d if d != dim else None for d in range(args[0].dim())]
+    )
+    if labels is None:
+        return back
+    tracer.labels.unite(labels[:half], labels[half:])
+    zero = zero_slices(args[0], source, dim)[:half]
+    dead = source.flags(dim)
+    made.labels[dim] = labels[:half]
+    made.dead[dim] = zero | (dead[:half] & dead[half:])
+    made.need[dim] = torch.zeros(half, dtype=torch.bool)
+
+    def also() -> None:
+        if made.used and not made.constant:
+            source.used = True
+            flow = made.flow(dim)
+            source.want(dim, torch.cat([flow, flow]))
+            for d in source.dims():
+                if d != dim:
+                    source.want(d, made.flow(d))
+
+    return also
+
+
+_Function = Callable[..., Back | None]
+_GROUPS: dict[_Function, str] = {
+    _slice: "slice",
+    _split: "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk",
+    _flip: "flip roll",
+    _index_select: "index_select",
+    _pad: "constant_pad_nd",
+    _glu: "glu",
+}
+RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

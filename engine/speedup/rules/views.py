@@ -1,0 +1,129 @@
+"""Views: dimensions are split and merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.speedup.tracer import Back, Rule, Size, Tracer
+from engine.speedup.tracked import Tracked
+
+
+def chunks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest groups of dimensions of equal size that a view maps to each other."""
+    result: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        a = b = 1
+        if i < len(old):
+            left.append(i)
+            a, i = old[i], i + 1
+        if j < len(new):
+            right.append(j)
+            b, j = new[j], j + 1
+        while a != b:
+            if a < b:
+                left.append(i)
+                a, i = a * old[i], i + 1
+            else:
+                right.append(j)
+                b, j = b * new[j], j + 1
+        result.append((left, right))
+    return result
+
+
+def _view(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Split and merge dimensions; a split keeps rows or columns whole, whichever loses less."""
+    source = tracer.of(args[0])
+    made = Tracked(output.shape, constant=source.constant)
+    made.base = source.base or (source if source.slots else None)
+    if output.numel() == 0:
+        return None
+    moves: list[tuple[int, int | None, Tensor]] = []
+    for left, right in chunks(source.shape, output.shape):
+        labelled = [d for d in left if source.labels[d] is not None]
+        if len(labelled) > 1:
+            most = max(labelled, key=lambda d: (int(source.flags(d).sum()), source.shape[d]))
+            for d in labelled:
+                if d != most:
+                    tracer.pin(source, "it is merged with another dimension", [d])
+                    moves.append((d, None, torch.empty(0)))
+            labelled = [most]
+        for d in labelled:
+            inner = math.prod(source.shape[k] for k in left if k > d)
+            places = torch.arange(math.prod(source.shape[k] for k in left))
+            index = (places // inner % source.shape[d]).view([output.shape[e] for e in right])
+            e = _settle(tracer, source, d, index, right)
+            moves.append((d, None if e is None else right[e], index))
+            if e is None:
+                continue
+            grid = index.movedim(e, 0).reshape(index.shape[e], -1)
+            labels = source.labels[d]
+            assert labels is not None
+            made.labels[right[e]] = labels[grid[:, 0]]
+            made.dead[right[e]] = source.flags(d)[grid].all(dim=1)
+            made.need[right[e]] = torch.zeros(len(grid), dtype=torch.bool)
+            if len(right) > 1:
+                tracer.sizes.append(Size(tracer.path, output.shape[right[e]], labels[grid[:, 0]]))
+    tracer.put(output, made)
+    tracer.aliases.add(output, args[0])
+
+    def back() -> None:
+        if not made.used or made.constant:
+            return
+        source.used = True
+        for d, e, index in moves:
+            if e is None:
+                source.want(d, True)
+                continue
+            within = [x for _, right in chunks(source.shape, output_shape) if e in right
+                      for x in right]  # fmt: skip
+            shape = [1] * len(within)
+            shape[within.index(e)] = -1
+            flow = made.flow(e).view(shape).expand(index.shape)
+            need = torch.zeros(source.shape[d], dtype=torch.bool)
+            need[index[flow]] = True
+            source.want(d, need)
+
+    output_shape = tuple(output.shape)
+    return back
+
+
+def _settle(
+    tracer: Tracer, source: Tracked, dim: int, index: Tensor, right: Sequence[int]
+) -> int | None:
+    """Return which new dimension carries the labels, having united what goes with it."""
+    labels, dead = source.labels[dim], source.flags(dim)
+    assert labels is not None
+    if not right:
+        return None
+    roots = tracer.labels.roots(labels)[index]
+    best: tuple[int, int, int] | None = None
+    for e, size in enumerate(index.shape):
+        if size == 1:
+            continue
+        rows = roots.movedim(e, 0).reshape(size, -1)
+        if bool((rows == rows[:, :1]).all()):
+            return e
+        lost = int(dead[index].movedim(e, 0).reshape(size, -1).all(dim=1).sum()) * rows.shape[1]
+        # Without masks to go by: heads rather than head dimensions or the three of fused qkv.
+        preference = -abs(e - (index.dim() - 2))
+        best = max(best or (-1, -99, -1), (lost, preference, e))
+    if best is None:
+        tracer.labels.pin(labels, "it becomes a dimension of size one")
+        return None
+    for row in index.movedim(best[2], 0).reshape(index.shape[best[2]], -1):
+        tracer.labels.unite_all(labels[row])
+    return best[2]
+
+
+RULES: dict[str, Rule] = dict.fromkeys(
+    ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "squeeze"), _view
+)

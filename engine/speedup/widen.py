@@ -1,0 +1,171 @@
+"""Modules that must go on seeing the removed channels, as zeros: norms and the like.
+
+A layer norm over 384 kept and 384 removed channels must still divide by 768. Such a module keeps
+its own code and parameters; a pair of forward hooks puts zeros where channels were removed and
+takes the kept ones of what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from engine.speedup.labels import Labels
+from engine.speedup.tracked import Tracked
+
+#: Operators whose result on the kept channels depends on how many there were.
+_STATISTICS = frozenset(
+    (
+        *("native_layer_norm", "native_group_norm", "_fused_rms_norm", "mean", "var", "std"),
+        *("var_mean", "std_mean", "sum", "norm", "linalg_vector_norm", "avg_pool3d"),
+        *("avg_pool2d", "amax", "max", "cumsum"),
+    )
+)
+#: Enough random values per slice that an activation which is often zero is not taken for constant.
+_SAMPLES = 64
+
+
+class Widened(NamedTuple):
+    """A module that sees zeros where channels were removed; ``labels`` by dimension."""
+
+    module: nn.Module
+    path: str
+    rank: int
+    labels: dict[int, Tensor]
+
+
+def is_light(module: nn.Module) -> bool:
+    """Return whether ``module`` has no weight worth pruning: it may be kept as it is."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return all(t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors)
+
+
+def is_statistic(
+    calls: Sequence[tuple[Any, Any, Any, Any]], args: Any, kwargs: Any, output: Any
+) -> bool:
+    """Return whether a module that ran the operators ``calls`` can be widened: x -> y alike."""
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    return (
+        any(_takes_statistics(func, given) for func, given, *_ in calls)
+        and len(tensors) == 1
+        and len(args) > 0
+        and tensors[0] is args[0]
+        and isinstance(output, Tensor)
+        and output.shape == args[0].shape
+        and output.is_floating_point()
+    )
+
+
+def _takes_statistics(func: Any, args: Sequence[Any]) -> bool:
+    name = func._schema.name.removeprefix("aten::")
+    # A batch norm that uses the batch's own numbers, as instance norms do.
+    own = name == "native_batch_norm" and bool(args[5])
+    return own or name in _STATISTICS
+
+
+def constant_slices(
+    module: nn.Module, args: Sequence[Any], kwargs: Any, output: Tensor, known: Tracked
+) -> dict[int, Tensor]:
+    """Return, by labelled dimension, which slices of the output do not depend on the input.
+
+    Found by running the module on other values where the input is not constant.
+    """
+    x = args[0]
+    alive = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+    for dim in known.dims():
+        shape = [-1 if d == dim else 1 for d in range(x.dim())]
+        alive &= ~known.flags(dim).to(x.device).view(shape)
+    constant = {dim: torch.ones(x.shape[dim], dtype=torch.bool) for dim in known.dims()}
+    if known.constant:
+        return constant
+    for _ in range(max(1, -(-_SAMPLES * max(x.shape[d] for d in constant) // x.numel()))):
+        other = torch.where(alive, torch.randn_like(x), x)
+        differs = module.forward(other, *args[1:], **kwargs) != output
+        for dim, same in constant.items():
+            same &= ~differs.movedim(dim, 0).reshape(x.shape[dim], -1).any(dim=1).cpu()
+    return constant
+
+
+class _Place(NamedTuple):
+    dim: int
+    buffer: str
+
+
+class PutZeros:
+    """A forward pre-hook: zeros where channels were removed."""
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self._places = tuple(places)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments with the first one as wide as it was."""
+        x = args[0]
+        for dim, buffer in self._places:
+            zero = x.new_zeros([1 if d == dim else n for d, n in enumerate(x.shape)])
+            x = torch.cat([x, zero], dim).index_select(dim, getattr(module, buffer))
+        return (x, *args[1:])
+
+
+class TakeKept:
+    """A forward hook: the channels that were kept."""
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self._places = tuple(places)
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Return the kept channels of ``output``."""
+        for dim, buffer in self._places:
+            output = output.index_select(dim, getattr(module, buffer))
+        return output
+
+
+def widen(
+    widened: Widened, gone: Callable[[Tensor], Tensor]
+) -> tuple[list[RemovableHandle], dict[int, int]]:
+    """Give the module its hooks where ``gone(labels)`` says that something goes.
+
+    Returns:
+        the hooks' handles, and by dimension how many channels the module sees as zeros.
+    """
+    places, kept, zeros = [], [], {}
+    for dim, labels in widened.labels.items():
+        keep = ~gone(labels)
+        if bool(keep.all()):
+            continue
+        zeros[dim] = int((~keep).sum())
+        position = torch.where(keep, keep.cumsum(0) - 1, int(keep.sum()))
+        module = widened.module
+        device = next((t.device for t in module.parameters()), torch.device("cpu"))
+        for name, values in (("place", position), ("kept", keep.nonzero().flatten())):
+            module.register_buffer(f"speedup_{name}_{dim}", values.to(device), persistent=False)
+        places.append(_Place(dim, f"speedup_place_{dim}"))
+        kept.append(_Place(dim, f"speedup_kept_{dim}"))
+    if not places:
+        return [], {}
+    module = widened.module
+    return [
+        module.register_forward_pre_hook(PutZeros(places)),
+        module.register_forward_hook(TakeKept(kept)),
+    ], zeros
+
+
+def join(labels: Labels, known: Widened | None, fresh: Widened) -> str:
+    """Let a module that runs several times lose the same channels each time.
+
+    Returns:
+        why it cannot, empty if it can.
+    """
+    if known is None:
+        return ""
+    if known.rank != fresh.rank or set(known.labels) != set(fresh.labels):
+        return "a norm is used for tensors of different kinds"
+    for dim, mine in fresh.labels.items():
+        if mine.shape != known.labels[dim].shape:
+            return "a norm is used for tensors of different kinds"
+        labels.unite(known.labels[dim], mine)
+    return ""
