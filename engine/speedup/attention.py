@@ -78,7 +78,7 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
         for place, name in ((1, "bias_k"), (2, "bias_v")):
-            row = own[name]
+            row = getattr(self, name)
             if row is not None:
                 parts[place] = torch.cat([parts[place], row.expand(len(query), -1, -1)], 1)
         if self.add_zero_attn:

@@ -47,6 +47,31 @@ class Block(NamedTuple):
         )
 
 
+def plan(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> Tracer:
+    """Return what is seen of ``model`` when it runs, with the splits that bind the least.
+
+    Where a dimension is split (into heads and head features, channels and positions) any part may
+    be what can be removed. If the likeliest one turns out to be bound, the next is tried.
+    """
+    choices: list[int] = []
+    positional = tuple(args) if isinstance(args, tuple | list) else (args,)
+    while True:
+        tracer = Tracer(model, RULES, planning=True, choices=choices)
+        with evaluation(model):
+            tracer.run(positional, dict(kwargs or {}))
+        following = [
+            split.chosen
+            + (
+                split.chosen + 1 < len(split.candidates)
+                and bool(tracer.labels.pinned(split.labels).all())
+            )
+            for split in tracer.splits
+        ]
+        if following == [split.chosen for split in tracer.splits]:
+            return tracer
+        choices = following
+
+
 def channel_blocks(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None
 ) -> list[Block]:
@@ -57,9 +82,7 @@ def channel_blocks(
         args: example inputs: one tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
     """
-    tracer = Tracer(model, RULES, planning=True)
-    with evaluation(model):
-        tracer.run(tuple(args) if isinstance(args, tuple | list) else (args,), dict(kwargs or {}))
+    tracer = plan(model, args, kwargs)
     classes: dict[int, dict[tuple[int, int], list[int]]] = {}
     owners: dict[int, Tracked] = {}
     for tracked in tracer.parameters:

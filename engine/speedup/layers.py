@@ -48,7 +48,7 @@ def tell_sizes(model: nn.Module, tracer: Tracer) -> None:
         if isinstance(module, nn.Transformer):
             inner = [m for m in module.modules() if isinstance(m, nn.MultiheadAttention)]
             if inner:
-                module.d_model = inner[0].embed_dim  # type: ignore[assignment]
+                module.__dict__["d_model"] = inner[0].embed_dim
         if isinstance(module, nn.TransformerEncoder) and any(
             isinstance(inner, shrunk) for inner in module.modules()
         ):
@@ -119,7 +119,7 @@ def _tell_groups(module: nn.Module, weight: Tracked, tracer: Tracer) -> None:
     groups = getattr(module, "groups", None)
     if grouped is not None and groups == grouped.groups:
         kept = kept_by_group(tracer, grouped.outputs, grouped.groups, 0)
-        module.groups = int(kept.any(dim=1).sum())
+        module.__dict__["groups"] = int(kept.any(dim=1).sum())
 
 
 def kept_by_group(tracer: Tracer, labels: Tensor | None, groups: int, count: int) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
+from engine.speedup.nested import tensors_in
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
 from engine.speedup.rules import RULES
@@ -103,9 +104,10 @@ def _difference(
         except Exception as error:
             # A size that is written into the model's code shows as any kind of error.
             return Difference(f"{type(error).__name__}: {error}", stack[-1])
-    for ours, theirs in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
-        if not isinstance(theirs, Tensor):
-            continue
+    found, wanted = tensors_in(actual), tensors_in(expected)
+    if len(found) != len(wanted):
+        return Difference(f"{len(found)} output tensors instead of {len(wanted)}", None)
+    for ours, theirs in zip(found, wanted, strict=True):
         if ours.shape != theirs.shape:
             shapes = f"{tuple(ours.shape)} instead of {tuple(theirs.shape)}"
             return Difference(f"an output has shape {shapes}", None)

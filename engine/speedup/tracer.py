@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
+from engine.speedup.nested import tensors_in
 from engine.speedup.tracked import Slot, Tracked
 from engine.speedup.widen import Widened, constant_slices, is_light, is_statistic, join
 
@@ -31,7 +31,7 @@ class Call:
     """One operator call: its tensors, and where in the model it happened."""
 
     def __init__(
-        self, name: str, path: str, inputs: list[Tracked], outputs: list[Tracked], back: Back | None
+        self, name: str, path: str, inputs: list[Tracked], outputs: list[Tracked], back: Back
     ) -> None:
         self.name = name
         self.path = path
@@ -46,6 +46,14 @@ class Size(NamedTuple):
     path: str
     size: int
     labels: Tensor
+
+
+class Split(NamedTuple):
+    """A dimension split in several of which any may carry its labels."""
+
+    labels: Tensor
+    candidates: list[int]
+    chosen: int
 
 
 class Held(NamedTuple):
@@ -88,6 +96,7 @@ class Tracer(TorchDispatchMode):
         model: the model.
         rules: a rule for each operator.
         planning: ask what could be removed once it is masked, not what is masked now.
+        choices: which candidate each of ``splits`` takes; the first where none is given.
 
     Attributes:
         labels: the union-find of all labels.
@@ -96,16 +105,24 @@ class Tracer(TorchDispatchMode):
         parameters: what is known of each parameter and buffer that was used.
         unknown: operators without a rule, with the places where they were met.
         inputs: sizes of what modules were given, by the modules' paths.
+        splits: views that could be followed in several ways, in the order in which they ran.
         sizes: sizes that views and factories ask for.
         grouped: the modules that ran a grouped convolution, with its weight.
         widened: modules that see zeros where channels are removed.
     """
 
     def __init__(
-        self, model: nn.Module, rules: Mapping[str, Rule], *, planning: bool = False
+        self,
+        model: nn.Module,
+        rules: Mapping[str, Rule],
+        *,
+        planning: bool = False,
+        choices: Sequence[int] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.planning = planning
+        self.splits: list[Split] = []
+        self._choices = choices
         self.model = model
         self.labels = Labels()
         self.calls: list[Call] = []
@@ -158,6 +175,13 @@ class Tracer(TorchDispatchMode):
             if labels is not None and (dims is None or dim in dims):
                 self.labels.pin(labels, reason)
 
+    def choose(self, labels: Tensor, candidates: list[int]) -> int:
+        """Return which of ``candidates`` carries the labels of a dimension that is split."""
+        place = len(self.splits)
+        chosen = self._choices[place] if place < len(self._choices) else 0
+        self.splits.append(Split(labels, candidates, chosen))
+        return candidates[chosen]
+
     def pin_values(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay because of values that a mask would make zero."""
         if not self.planning:
@@ -185,9 +209,8 @@ class Tracer(TorchDispatchMode):
             handles.append(
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
             )
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._known[tensor] = Tracked(tensor.shape, origin="input")
+        for tensor in tensors_in((args, kwargs)):
+            self._known[tensor] = Tracked(tensor.shape, origin="input")
         try:
             with self, _plain_recurrent(self.model):
                 output = self.model(*args, **kwargs)
@@ -201,7 +224,10 @@ class Tracer(TorchDispatchMode):
                 tracked.want(dim, True)
             self.pin(tracked, "it is part of the model's output")
         for call in reversed(self.calls):
-            if call.back is not None and any(out.used for out in call.outputs):
+            if any(out.used for out in call.outputs):
+                # Constants pass no need on, but what is computed of them is used all the same.
+                for tracked in call.inputs:
+                    tracked.used |= tracked.constant
                 call.back()
         return output
 
@@ -347,11 +373,6 @@ class Tracer(TorchDispatchMode):
                     x.want(dim, True)
 
         self.calls.append(Call(type(module).__name__, path, [x], [made], back))
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dicts."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def _along_dimension(
 
     def back() -> None:
         for made in outputs:
-            if made.used and not made.constant:
+            if made.used:
                 x.used = True
                 x.want(dim, True)
                 tracer.pin(x, f"{name} is over it", [dim])

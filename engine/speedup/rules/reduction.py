@@ -96,7 +96,7 @@ def _reduce(
 
     def back() -> None:
         for made in outputs:
-            if made.used and not made.constant:
+            if made.used:
                 x.used = True
                 for d in dims:
                     x.want(d, True)

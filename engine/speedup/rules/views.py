@@ -70,7 +70,8 @@ def _view(
             made.labels[right[e]] = labels[grid[:, 0]]
             made.dead[right[e]] = source.flags(d)[grid].all(dim=1)
             made.need[right[e]] = torch.zeros(len(grid), dtype=torch.bool)
-            if len(right) > 1:
+            asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+            if len(right) > 1 or (len(asked) == output.dim() and asked[right[e]] != -1):
                 tracer.sizes.append(Size(tracer.path, output.shape[right[e]], labels[grid[:, 0]]))
     tracer.put(output, made)
     tracer.aliases.add(output, args[0])
@@ -105,23 +106,34 @@ def _settle(
     if not right:
         return None
     roots = tracer.labels.roots(labels)[index]
-    best: tuple[int, int, int] | None = None
+    lost: dict[int, int] = {}
     for e, size in enumerate(index.shape):
         if size == 1:
             continue
         rows = roots.movedim(e, 0).reshape(size, -1)
         if bool((rows == rows[:, :1]).all()):
             return e
-        lost = int(dead[index].movedim(e, 0).reshape(size, -1).all(dim=1).sum()) * rows.shape[1]
-        # Without masks to go by: heads rather than head dimensions or the three of fused qkv.
-        preference = -abs(e - (index.dim() - 2))
-        best = max(best or (-1, -99, -1), (lost, preference, e))
-    if best is None:
+        gone = dead[index].movedim(e, 0).reshape(size, -1).all(dim=1)
+        lost[e] = int(gone.sum()) * rows.shape[1]
+    if not lost:
         tracer.labels.pin(labels, "it becomes a dimension of size one")
         return None
-    for row in index.movedim(best[2], 0).reshape(index.shape[best[2]], -1):
+    best = max(lost, key=lambda e: lost[e])
+    if not lost[best]:
+        best = tracer.choose(labels, _preferred(index, list(lost)))
+    for row in index.movedim(best, 0).reshape(index.shape[best], -1):
         tracer.labels.unite_all(labels[row])
-    return best[2]
+    return best
+
+
+def _preferred(index: Tensor, candidates: list[int]) -> list[int]:
+    """Return the dimensions that may carry the labels, the most likely first.
+
+    Heads rather than head features or the three of a fused qkv; then what is largest.
+    """
+    first = min(candidates, key=lambda e: abs(e - (index.dim() - 2)))
+    rest = sorted((e for e in candidates if e != first), key=lambda e: -index.shape[e])
+    return [first, *rest]
 
 
 RULES: dict[str, Rule] = dict.fromkeys(
