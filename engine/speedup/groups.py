@@ -90,6 +90,8 @@ def channel_blocks(
         for dim in tracked.dims():
             labels = tracked.labels[dim]
             assert labels is not None
+            if dim in tracked.scaled:
+                continue
             if tracked.grouped is not None and dim == (0 if tracked.grouped.transposed else 1):
                 continue
             pinned = tracer.labels.pinned(labels)

@@ -192,6 +192,12 @@ class Tracer(TorchDispatchMode):
         """The module that runs."""
         return self._path[-1]
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether the module that runs gets a forward that follows its weights' sizes."""
+        forward = type(self.model.get_submodule(self.path)).forward
+        return forward is nn.MultiheadAttention.forward
+
     # -- running -------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -261,14 +267,21 @@ class Tracer(TorchDispatchMode):
             if tracked.stale is not None:
                 self._read_stale(tracked)
         shared = self.aliases.others(args[0]) if name.endswith("_") and args else []
-        back = rule(self, func, args, kwargs, output) if rule is not None else None
+        # Of no elements nothing can be said: experts that the example did not choose, for one.
+        empty = not outputs[0].numel() or (
+            name != "cat" and any(not t.numel() for t in tensors_in((args, kwargs)))
+        )
+        back = rule(self, func, args, kwargs, output) if rule is not None and not empty else None
         for tensor in shared:
             seen = self.of(tensor)
             fresh = self.put(tensor, Tracked(seen.shape, seen.labels, seen.dead))
             fresh.constant, fresh.stale = seen.constant, (name, inputs)
         if back is None:
-            self.unknown.setdefault(name, self.path)
             reason = f"{name} has no rule for removing channels"
+            if empty:
+                reason = "nothing went through it with the example inputs"
+            else:
+                self.unknown.setdefault(name, self.path)
             back = self.refuse(reason, inputs, outputs)
         self.calls.append(Call(name, self.path, inputs, [self.of(t) for t in outputs], back))
 

@@ -43,6 +43,7 @@ class Tracked:
         base: the parameter that this tensor is a view of, if any.
         grouped: for the weight of a grouped convolution, its channels.
         whole: the parameter keeps its size whatever goes; its module sees zeros there.
+        scaled: dimensions in which another parameter scales it, so that a mask needs only that one.
         stale: the operator that changed its memory through a view, and what it wrote.
         origin: the call that made it, for reports.
     """
@@ -66,6 +67,7 @@ class Tracked:
         self.base: Tracked | None = None
         self.grouped: Grouped | None = None
         self.whole = False
+        self.scaled: set[int] = set()
         self.stale: tuple[str, list[Tracked]] | None = None
         self.origin = origin
         for dim in self.dims():

@@ -33,14 +33,21 @@ def _convolution(
         return None
     tx, tw = tracer.of(x), tracer.of(weight)
     tb = tracer.of(bias) if bias is not None else None
-    if not tw.constant:
+    if not tw.constant and groups > 1:
         return None
     tracer.pin(tw, "the kernel's size", range(2, weight.dim()))
     tracer.pin(tx, "a position, not a channel", [0, *range(2, x.dim())])
     # (groups, outputs per group, inputs per group), and what a label of the weight stands for.
     inside, outside = (0, 1) if transposed else (1, 0)
     per_in, per_out = x.shape[1] // groups, output.shape[1] // groups
-    nonzero = (weight != 0).flatten(2).any(dim=2)
+    dead_in = tx.flags(1)
+    if tw.constant:
+        nonzero = (weight != 0).flatten(2).any(dim=2)
+    else:
+        zero_rows, zero_columns = (zero_slices(weight, tw, d) for d in (0, 1))
+        nonzero = ~(zero_rows[:, None] | zero_columns)
+        # A constant that meets a weight which is none is none.
+        dead_in = zero_slices(x, tx, 1)
     if transposed:
         nonzero = nonzero.view(groups, per_in, per_out).transpose(1, 2)
     else:
@@ -48,8 +55,8 @@ def _convolution(
     lx = tx.labels[1]
     if lx is None and groups == 1:
         tracer.pin(tw, "the convolution's input is fixed", [inside])
-    made = Tracked(output.shape, constant=tx.constant)
-    live = ~tx.flags(1).view(groups, 1, per_in)
+    made = Tracked(output.shape, constant=tx.constant and tw.constant)
+    live = ~dead_in.view(groups, 1, per_in)
     dead_out = ~(nonzero & live).any(dim=2).flatten()
     lo: Tensor | None = tw.labels[outside]
     if groups == 1:
@@ -66,7 +73,9 @@ def _convolution(
         tracer.pin(tb, "the layer's outputs are fixed")
     tracer.put(output, made)
     dead_values = tx.flags(1) & ~zero_slices(x, tx, 1)
-    if bool(dead_values.any()) and lx is not None:
+    if not tw.constant and lx is not None:
+        tracer.pin_values(lx[dead_values], "a constant that is not zero meets a product")
+    elif bool(dead_values.any()) and lx is not None:
         kept = x.detach().index_select(1, dead_values.nonzero().flatten()).clone()
 
         def contribution(indices: Tensor) -> Tensor:
@@ -85,6 +94,9 @@ def _convolution(
         if not made.used or made.constant or not bool(flow.any()):
             return
         tx.used = tw.used = True
+        if groups == 1:
+            tw.want(outside, flow)
+            tw.want(inside, (nonzero[0] & flow[:, None]).any(dim=0))
         tx.want(1, (nonzero & flow.view(groups, per_out, 1)).any(dim=1).flatten())
 
     return back
@@ -346,6 +358,37 @@ def _attention(
     return back
 
 
+def _bilinear(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """x1 (batch, in1), weight (out, in1, in2), x2 (batch, in2) -> (batch, out)."""
+    a, weight, b = (tracer.of(t) for t in args[:3])
+    if list(map(list, args[3:7])) != [[1, 3], [0], [1, 2], [2, 3]] or not weight.constant:
+        return None
+    _meet(tracer, a, 1, weight, 1, "bilinear")
+    _meet(tracer, b, 1, weight, 2, "bilinear")
+    zero = [zero_slices(args[1], weight, d) for d in range(3)]
+    for side, tensor, place in ((a, args[0], 1), (b, args[2], 2)):
+        constant = side.flags(1) & ~zero_slices(tensor, side, 1) & ~zero[place]
+        labels = side.labels[1]
+        if labels is not None:
+            tracer.pin_values(labels[constant], "a constant that is not zero meets a product")
+    made = Tracked(output.shape, constant=a.constant and b.constant)
+    if weight.labels[0] is not None:
+        made.labels[1], made.dead[1] = weight.labels[0], zero[0] | made.constant
+        made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
+    tracer.put(output, made)
+
+    def back() -> None:
+        if made.used and not made.constant:
+            for each in (a, b, weight):
+                each.used = True
+            a.want(1, ~zero[1])
+            b.want(1, ~zero[2])
+
+    return back
+
+
 def _embedding(
     tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
@@ -377,6 +420,7 @@ def _weight_norm(
     if not (v.constant and g.constant):
         return None
     made = Tracked(output[0].shape, v.labels, constant=True)
+    v.scaled.add(dim)
     _meet(tracer, v, dim, g, dim, "weight norm")
     for d in v.dims():
         labels = v.labels[d]
@@ -400,6 +444,7 @@ _GROUPS: dict[_Function, str] = {
     _matmul: "mm addmm bmm baddbmm",
     _vector: "mv dot vdot",
     _weight_norm: "_weight_norm_interface",
+    _bilinear: "_trilinear",
     _attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     _embedding: "embedding",

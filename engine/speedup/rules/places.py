@@ -14,9 +14,7 @@ from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.tracer import Back, Rule, Size, Tracer
 
 
-def _along(
-    tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str
-) -> Back:
+def along(tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str) -> Back:
     """Make an output that takes ``index`` (-1: a constant) of the input's ``dim``, rest alike."""
     source = tracer.of(of)
     dims: list[int | None] = [d if d != dim else None for d in range(len(source.shape))]
@@ -55,7 +53,7 @@ def _slice(
     index = torch.arange(size)[slice(given[1], given[2], given[3])]
     # A slice of everything is none: it stays right when channels go.
     reason = "" if len(index) == size else "it is sliced at fixed places"
-    return _along(tracer, output, args[0], dim, index, reason)
+    return along(tracer, output, args[0], dim, index, reason)
 
 
 def _split(
@@ -72,12 +70,12 @@ def _split(
             for part in grid[1:]:
                 tracer.labels.unite(grid[0], part)
             tracer.sizes.append(Size(tracer.path, sizes[0], grid[0]))
-        else:
+        elif not tracer.replaceable:
             tracer.labels.pin(labels, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return together(
         [
-            _along(tracer, t, args[0], dim, torch.arange(start, start + size), "")
+            along(tracer, t, args[0], dim, torch.arange(start, start + size), "")
             for t, start, size in zip(output, starts, sizes, strict=True)
         ]
     )
@@ -95,19 +93,9 @@ def _flip(
         return put_like(tracer, output, args[0], list(range(args[0].dim())))[1]
     if len(labelled) == 1:
         dim = labelled[0]
-        return _along(tracer, output, args[0], dim, torch.arange(args[0].shape[dim]).flip(0), "")
+        return along(tracer, output, args[0], dim, torch.arange(args[0].shape[dim]).flip(0), "")
     tracer.pin(source, "it is flipped in several dimensions", labelled)
     return put_like(tracer, output, args[0], list(range(args[0].dim())))[1]
-
-
-def _index_select(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
-) -> Back | None:
-    dim = args[1] % args[0].dim()
-    if not tracer.of(args[2]).constant:
-        return None
-    reason = "it is indexed at fixed places"
-    return _along(tracer, output, args[0], dim, args[2].cpu(), reason)
 
 
 def _pad(
@@ -123,7 +111,7 @@ def _pad(
         before, after = padded[touched[0]]
         index = torch.arange(args[0].shape[touched[0]])
         index = torch.nn.functional.pad(index, (before, after), value=-1)
-        return _along(tracer, output, args[0], touched[0], index, "")
+        return along(tracer, output, args[0], touched[0], index, "")
     return put_like(tracer, output, args[0], list(range(rank)))[1]
 
 
@@ -164,7 +152,6 @@ _GROUPS: dict[_Function, str] = {
     _slice: "slice",
     _split: "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk",
     _flip: "flip roll",
-    _index_select: "index_select",
     _pad: "constant_pad_nd",
     _glu: "glu",
 }

@@ -1,0 +1,124 @@
+"""Operators that look elements up by index: what is indexed stays, the other dimensions follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.speedup.rules.dims import put_like
+from engine.speedup.rules.places import along
+from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.tracked import Tracked
+
+_REASON = "it is indexed at fixed places"
+
+
+def _hold(tracer: Tracer, index: Tensor) -> Tracked:
+    """Return what is known of an index, whose values are places and therefore stay."""
+    known = tracer.of(index)
+    tracer.pin(known, "it holds places")
+    return known
+
+
+def _index_select(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    dim = args[1] % args[0].dim()
+    if not _hold(tracer, args[2]).constant:
+        return None
+    return along(tracer, output, args[0], dim, args[2].cpu(), _REASON)
+
+
+def _index(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """``x[i, :, j]``: indexed dimensions become those of the indices, at the first one's place."""
+    x, indices = args[0], list(args[1])
+    known = [_hold(tracer, i) for i in indices if i is not None]
+    taken: list[int] = []
+    place = 0
+    for index in indices:
+        width = index.dim() if index is not None and index.dtype == torch.bool else 1
+        if index is not None:
+            taken.extend(range(place, place + width))
+        place += width
+    one = next((i for i in indices if i is not None), None)
+    if one is None:
+        return None
+    if len(known) == 1 and known[0].constant and one.dtype != torch.bool and one.dim() == 1:
+        places = torch.where(one < 0, one + x.shape[taken[0]], one).cpu()
+        return along(tracer, output, x, taken[0], places, _REASON)
+    source = tracer.of(x)
+    tracer.pin(source, _REASON, taken)
+    left = [d for d in range(x.dim()) if d not in taken]
+    together = taken == list(range(taken[0], taken[-1] + 1))
+    first = taken[0] if together else 0
+    dims: list[int | None] = [*left[:first], *[None] * (output.dim() - len(left)), *left[first:]]
+    made, follow = put_like(tracer, output, x, dims)
+    made.constant = source.constant and all(each.constant for each in known)
+    if not made.constant and source.constant:
+        # Which of the constants it is depends on the input, unless all are zero.
+        for e in made.dims():
+            values = output.detach().movedim(e, 0).reshape(output.shape[e], -1)
+            made.dead[e] = made.flags(e) & (values == 0).all(dim=1).cpu()
+
+    def back() -> None:
+        follow()
+        if made.used:
+            source.used = True
+            for d in source.dims():
+                source.want(d, d in taken or made.flow(dims.index(d)))
+            for each in known:
+                each.used = True
+
+    return back
+
+
+def _index_add(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Slices of one dimension are added or copied to slices of another tensor."""
+    into, source = tracer.of(args[0]), tracer.of(args[3])
+    dim = args[1] % args[0].dim()
+    known = _hold(tracer, args[2])
+    made = Tracked(output.shape, constant=into.constant and source.constant and known.constant)
+    for each in (into, source):
+        tracer.pin(each, _REASON, [dim])
+    for d in range(output.dim()):
+        mine, theirs = into.labels[d], source.labels[d]
+        if d == dim or (mine is None and theirs is None):
+            continue
+        if mine is None or theirs is None:
+            labels = theirs if mine is None else mine
+            assert labels is not None
+            tracer.labels.pin(labels, "index_add combines it with a tensor of fixed size")
+            continue
+        tracer.labels.unite(mine, theirs)
+        made.labels[d] = mine
+        made.need[d] = torch.zeros(output.shape[d], dtype=torch.bool)
+        zero = args[3].detach().movedim(d, 0).reshape(output.shape[d], -1)
+        silent = source.flags(d) & ((zero == 0).all(dim=1).cpu() | known.constant)
+        made.dead[d] = into.flags(d) & silent
+    tracer.put(output, made)
+
+    def back() -> None:
+        if made.used:
+            for each in (into, source, known):
+                each.used = True
+            for each in (into, source):
+                for d in each.dims():
+                    each.want(d, True if d == dim or d not in made.dims() else made.flow(d))
+
+    return back
+
+
+_Function = Callable[..., Back | None]
+_GROUPS: dict[_Function, str] = {
+    _index_select: "index_select",
+    _index: "index",
+    _index_add: "index_add index_copy",
+}
+RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}
