@@ -32,6 +32,8 @@ class Compressor:
         optimizer: the optimizer that trains the model. Without one, the optimizer that steps the
             model's parameters is found when it first steps.
         extensions: extension instances (watchers, constraints) for the stack, innermost first.
+        dummy_input: example inputs, for what has to run the model: one tensor, a tuple of
+            positional arguments, or a dict of keyword arguments.
         **arguments: the algorithm's own arguments, checked and completed by its schema; each
             becomes an attribute.
 
@@ -60,6 +62,7 @@ class Compressor:
         optimizer: Optimizer | None = None,
         *,
         extensions: Sequence[object] = (),
+        dummy_input: Any = None,
         **arguments: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -79,6 +82,7 @@ class Compressor:
         self.bound_model = model
         self.optimizer = optimizer
         self.extensions = tuple(extensions)
+        self.dummy_input = dummy_input
         self.epoch = 0
         self.host: Compressor = self
         self._describe_plugin()
@@ -101,7 +105,10 @@ class Compressor:
         """
         if self._stack is not None:
             return self.bound_model
-        stack = Stack([*self._participants(), *self.extensions])
+        parts = list(self._participants())
+        needed = [extension for part in parts for extension in part._own_extensions()]
+        given = {type(extension) for extension in self.extensions}
+        stack = Stack([*parts, *(e for e in needed if type(e) not in given), *self.extensions])
         self._require(stack)
         prepare = stack.resolve("preprocess_model")
         try:
@@ -271,6 +278,10 @@ class Compressor:
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
 
     # -- for subclasses inside the engine ------------------------------------------------------
+
+    def _own_extensions(self) -> Iterable[object]:
+        """Return the extensions that the algorithm's own arguments ask for."""
+        return ()
 
     def _participants(self) -> Iterable[Compressor]:
         """Yield the algorithms of the stack, innermost first."""

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from engine import export
+from engine import export, registry
 from engine.compressor import Compressor
 from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
 from engine.masking import MASKED_BY, MaskedWeight, agree_between_processes, checked_masks
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from engine.pruning.companions import Companion
 
 #: Wrappers in use by a pruner; the wrapper that a copied or unpickled layer brings along is not.
 _in_use: weakref.WeakSet[Wrapper] = weakref.WeakSet()
@@ -41,6 +44,8 @@ class Pruner(Compressor):
     kind = "pruning"
     one_shot: ClassVar[bool] = False
     straight_through: ClassVar[bool] = False
+    #: Let layers that are bound together lose the same filters; an argument of filter pruners.
+    dependency_aware: bool = False
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -49,6 +54,12 @@ class Pruner(Compressor):
         #: By id of a parameter: itself, its values before masks, its version after them.
         self._removed: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._tied = self._find_tied()
+        #: Parameters of other layers that are masked with the filters before them.
+        self.companions: list[Companion] = []
+        #: The fraction asked of each layer in this round of masks, by the wrapper's id.
+        self.asked: dict[int, float] = {}
+        #: How many rounds of masks there were.
+        self.mask_round = 0
 
     # -- hooks with a default ------------------------------------------------------------------
 
@@ -60,6 +71,21 @@ class Pruner(Compressor):
     def calc_mask(self, *args: Any, **kwargs: Any) -> dict[str, Tensor] | None:
         """Return the masks of one layer; see ``HookSpecs.calc_mask``."""
         raise NotImplementedError
+
+    def own_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor] | None:
+        """Return the algorithm's own masks of a layer, checked, without constraints around it.
+
+        For extensions that wrap ``calc_mask`` and need to know of layers beside the one that they
+        were called for. None: the algorithm does not know yet.
+        """
+        assert self._stack is not None
+        calculate = self._stack.provided("calc_mask")
+        assert calculate is not None
+        index = next(i for i, each in enumerate(self.wrappers) if each is wrapper)
+        with _in_config([(index, wrapper, sparsity)]):
+            masks = self._call("calc_mask", calculate, wrapper, wrapper, sparsity, index)
+        provider = describe(self._stack.provider("calc_mask"))
+        return None if masks is None else checked_masks(masks, wrapper, provider)
 
     # -- surface -------------------------------------------------------------------------------
 
@@ -115,6 +141,8 @@ class Pruner(Compressor):
                 target = self._call("sparsity", ask, wrapper, wrapper, self.epoch)
                 if target is not None:
                     asked.append((index, wrapper, _fraction(target, describe(self), wrapper)))
+        self.asked = {id(wrapper): target for _, wrapper, target in asked}
+        self.mask_round += 1
         fresh: list[tuple[Wrapper, float, dict[str, Tensor]]] = []
         waiting = False
         with _in_config(asked):
@@ -139,6 +167,7 @@ class Pruner(Compressor):
                 wrapper.register_buffer("weight_mask", owner.weight_mask)
         self._due = waiting or not one_shot
         agree_between_processes(fresh)
+        self._refresh_companions()
         self.apply_masks()
 
     @torch.no_grad()
@@ -155,6 +184,11 @@ class Pruner(Compressor):
                 if mask is not None:
                     parameters.append(own[name])  # type: ignore[arg-type]
                     masks.append(mask)
+        for companion in self.companions:
+            parameter, mask = companion.parameter, companion.mask
+            if parameter is not None and mask is not None:
+                parameters.append(parameter)
+                masks.append(mask)
         if not masks:
             return
         if self._trained:
@@ -239,6 +273,10 @@ class Pruner(Compressor):
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _own_extensions(self) -> Iterable[object]:
+        if self.dependency_aware:
+            yield registry.find("dependency_aware", registry.EXTENSIONS).load()()
+
     def _require(self, stack: Stack) -> None:
         if stack.provider("calc_mask") is None:
             close = [n for n in dir(type(self)) if n.startswith("calc") and n != "calc_mask"]
@@ -295,12 +333,17 @@ class Pruner(Compressor):
         # What masks removed until now is not what the restored ones remove.
         self._put_back()
         self._due = True
+        self._refresh_companions()
         self._weights_replaced()
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         super()._tell(hook, *arguments)
         if hook == "update_epoch":
             self._due = True
+
+    def _refresh_companions(self) -> None:
+        for companion in self.companions:
+            companion.refresh()
 
     def _call(self, hook: str, call: Any, wrapper: Wrapper, *arguments: Any) -> Any:
         try:

@@ -27,6 +27,7 @@ class Schedule(Pruner):
         optimizer: as for any compressor.
         pruning_algorithm: name or class of the pruner inside; the schema's default otherwise.
         extensions: extension instances.
+        dummy_input: example inputs, as for any compressor.
         **arguments: the schedule's and the pruner's own arguments.
     """
 
@@ -38,11 +39,19 @@ class Schedule(Pruner):
         pruning_algorithm: str | type[Pruner] | None = None,
         *,
         extensions: Sequence[object] = (),
+        dummy_input: Any = None,
         **arguments: Any,
     ) -> None:
         if pruning_algorithm is not None:
             arguments["pruning_algorithm"] = pruning_algorithm
-        super().__init__(model, config_list, optimizer, extensions=extensions, **arguments)
+        super().__init__(
+            model,
+            config_list,
+            optimizer,
+            extensions=extensions,
+            dummy_input=dummy_input,
+            **arguments,
+        )
         # The pruner inside may have put its own state on its wrappers already: they are kept.
         for wrapper, own in zip(self.base.wrappers, self.wrappers, strict=True):
             wrapper.config = own.config

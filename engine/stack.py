@@ -51,6 +51,14 @@ class Stack:
         """Return the plugin that answers ``hook``, or None."""
         return self._providers.get(hook)
 
+    def provided(self, hook: str) -> Callable[..., Any] | None:
+        """Return the provider's own implementation of ``hook``, without wrappers around it.
+
+        It takes the specification's arguments by position, in order.
+        """
+        provider = self._providers.get(hook)
+        return next((call for plugin, call in self._direct[hook] if plugin is provider), None)
+
     def has(self, hook: str) -> bool:
         """Return whether any plugin implements or wraps ``hook``."""
         return bool(self._direct[hook]) or hook in self._wrapped

@@ -52,7 +52,7 @@ def export_pruned(
     if onnx_path is not None:
         export_onnx(pruner.bound_model, onnx_path, input_shape, device)
     if mask_path is not None:
-        save_tensors(mask_path, masks_of(pruner.wrappers))
+        save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions))
     save_tensors(model_path, state)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,18 @@ from engine.errors import CheckpointError, nearest
 from engine.files import PathLike, load_tensors
 from engine.wrapper import Wrapper
 
+if TYPE_CHECKING:
+    from engine.pruning.companions import Companion
+
 Masks = dict[str, dict[str, Tensor | None]]
 
 
-def masks_of(wrappers: Iterable[Wrapper]) -> Masks:
-    """Return the masks of ``wrappers`` by layer name, as bool tensors on the CPU."""
-    return {
+def masks_of(wrappers: Iterable[Wrapper], companions: Iterable[Companion] = ()) -> Masks:
+    """Return the masks of ``wrappers`` by layer name, as bool tensors on the CPU.
+
+    With those of ``companions``, the norms and raw parameters that are masked with the layers.
+    """
+    masks: Masks = {
         wrapper.name: {
             name: None if mask is None else mask.bool().cpu()
             for name, mask in (("weight", wrapper.mask("weight")), ("bias", wrapper.mask("bias")))
@@ -25,6 +31,11 @@ def masks_of(wrappers: Iterable[Wrapper]) -> Masks:
         for wrapper in wrappers
         if wrapper.mask("weight") is not None
     }
+    for companion in companions:
+        if companion.mask is not None:
+            entry = masks.setdefault(companion.name, {"weight": None, "bias": None})
+            entry[companion.parameter_name] = companion.mask.bool().cpu()
+    return masks
 
 
 def load_masks(path: PathLike) -> Masks:
@@ -47,13 +58,31 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Any] | PathLike) -> None:
     Raises:
         CheckpointError: a layer does not exist or a mask has another shape; nothing was changed.
     """
+    for module, name, mask in masked_parameters(model, masks):
+        parameter = module._parameters[name]
+        assert parameter is not None
+        parameter.mul_(mask.to(parameter.device))
+
+
+def masked_parameters(
+    model: nn.Module, masks: Mapping[str, Any] | PathLike
+) -> list[tuple[nn.Module, str, Tensor]]:
+    """Return the parameters that masks are for: each with its module, its name there and its mask.
+
+    Args:
+        model: a model with the layers that the masks name.
+        masks: a mask file or what :func:`load_masks` returns.
+
+    Raises:
+        CheckpointError: a layer does not exist or a mask has another shape.
+    """
     if isinstance(masks, Mapping):
         loaded = _checked(masks, "these are no masks")
     else:
         loaded = load_masks(masks)
     layers = dict(model.named_modules(remove_duplicate=False))
     faults: list[str] = []
-    pairs: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[nn.Module, str, Tensor]] = []
     for name, entry in loaded.items():
         if name not in layers:
             near = nearest(name, layers)
@@ -70,13 +99,12 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Any] | PathLike) -> None:
                     f'"{name}" {key}: mask {tuple(mask.shape)}, parameter {tuple(parameter.shape)}'
                 )
             else:
-                pairs.append((parameter, mask))
+                found.append((layers[name], key, mask))
     if faults:
         raise CheckpointError(
             "\n  ".join(["the masks do not fit this model; nothing was changed", *faults[:8]])
         )
-    for parameter, mask in pairs:
-        parameter.mul_(mask.to(parameter.device))
+    return found
 
 
 def _checked(masks: Any, fault: str) -> Masks:

@@ -1,15 +1,23 @@
 """What pruning algorithms are built from: exact masks, and what a "filter" of each layer is."""
 
+from engine.pruning.bound import Group, bound_groups
+from engine.pruning.budget import Budget
 from engine.pruning.channels import Channels
+from engine.pruning.constraint import GroupConstraint, Ranking
 from engine.pruning.masks import prune_count, smallest_removed, wide
 from engine.pruning.statistics import ActivationFilterPruner, StatisticsFilterPruner
 from engine.pruning.structured import FilterPruner
 
 __all__ = [
     "ActivationFilterPruner",
+    "Budget",
     "Channels",
     "FilterPruner",
+    "Group",
+    "GroupConstraint",
+    "Ranking",
     "StatisticsFilterPruner",
+    "bound_groups",
     "prune_count",
     "smallest_removed",
     "wide",

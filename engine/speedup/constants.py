@@ -10,14 +10,6 @@ from torch import nn
 
 from engine.speedup.groups import Slice, channel_blocks
 
-_COLUMNS = (
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Embedding,
-    nn.EmbeddingBag,
-)
-
 
 @torch.no_grad()
 def drop_constants(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> int:
@@ -38,25 +30,13 @@ def drop_constants(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
     silenced = 0
     for block in channel_blocks(model, args, kwargs):
         for channel in block.channels:
-            makers = [s for s in channel if _makes(s)]
-            numbers = [s for s in channel if s.tensor.dim() == 1 and _is_parameter(s)]
+            makers = [s for s in channel if s.makes]
+            numbers = [s for s in channel if s.tensor.dim() == 1 and s.is_parameter]
             if makers and all(_is_zero(s) for s in makers) and not all(map(_is_zero, numbers)):
                 silenced += 1
                 for each in numbers:
                     each.tensor.index_fill_(0, _index(each), 0)
     return silenced
-
-
-def _makes(part: Slice) -> bool:
-    """Return whether these are filters: what computes the channel, not what reads it."""
-    if part.tensor.dim() < 2:
-        return False
-    return part.dim == (1 if isinstance(part.tracked.slots[0].module, _COLUMNS) else 0)
-
-
-def _is_parameter(part: Slice) -> bool:
-    slot = part.tracked.slots[0]
-    return slot.name in slot.module._parameters
 
 
 def _index(part: Slice) -> torch.Tensor:

@@ -12,6 +12,22 @@ from engine.speedup.shrink import evaluation
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
+_COLUMNS = (
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
+_CONTRACTIONS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
+
 
 class Slice(NamedTuple):
     """Indices of one dimension of one parameter or buffer."""
@@ -29,6 +45,25 @@ class Slice(NamedTuple):
         held: Tensor | None = holder[slot.name]
         assert held is not None
         return held
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter, not a buffer."""
+        slot = self.tracked.slots[0]
+        return slot.name in slot.module._parameters
+
+    @property
+    def makes(self) -> bool:
+        """Whether these are filters: what computes the channel, not what reads or scales it."""
+        if self.tensor.dim() < 2:
+            return False
+        return self.dim == (1 if isinstance(self.tracked.slots[0].module, _COLUMNS) else 0)
+
+    @property
+    def reads(self) -> bool:
+        """Whether a layer reads the channel here: the columns of its weight."""
+        slot = self.tracked.slots[0]
+        return self.tensor.dim() > 1 and not self.makes and isinstance(slot.module, _CONTRACTIONS)
 
 
 class Block(NamedTuple):

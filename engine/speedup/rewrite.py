@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from engine.speedup.layers import kept_by_group, tell_sizes
-from engine.speedup.solve import BiasChange, removed
+from engine.speedup.solve import BiasChange, Decision, Merge, removed
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Grouped, Tracked
 from engine.speedup.widen import widen
@@ -59,12 +59,13 @@ Slice = Callable[[Tensor], Tensor]
 
 
 def rewrite(
-    tracer: Tracer, changes: Sequence[BiasChange], snapshot: Snapshot
+    tracer: Tracer, decision: Decision, snapshot: Snapshot
 ) -> dict[int, tuple[Tensor, Slice]]:
     """Slice what goes; return, by id of each old parameter, the new one and how it was sliced."""
     done: dict[int, tuple[Tensor, Slice]] = {}
-    for change in changes:
-        _into_bias(change)
+    for change in decision.biases:
+        _into_bias(tracer, change)
+    merges = {id(merge.weight): merge for merge in decision.merges}
     for tracked in tracer.parameters:
         cut = _slicer(tracer, tracked)
         if cut is None:
@@ -77,7 +78,10 @@ def rewrite(
             )
             old = holder[slot.name]
             if id(old) not in done:
-                new = cut(old.detach()).contiguous()
+                value = old.detach()
+                if id(tracked) in merges:
+                    value = _merged(value, merges[id(tracked)])
+                new = cut(value).contiguous()
                 if isinstance(old, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=old.requires_grad)
                     if old.grad is not None:
@@ -155,13 +159,33 @@ def _grouped_slicer(tracer: Tracer, grouped: Grouped) -> Slice | None:
     return None if everything else cut
 
 
-def _into_bias(change: BiasChange) -> None:
+def _merged(weight: Tensor, merge: Merge) -> Tensor:
+    """Return ``weight`` with columns that read constants added to one of them."""
+    weight = weight.movedim(merge.dim, 0).clone()
+    factors = merge.factors.to(weight.device, weight.dtype)
+    columns = weight[merge.columns.to(weight.device)]
+    weight[merge.into] += torch.tensordot(factors, columns, 1)
+    return weight.movedim(0, merge.dim)
+
+
+def _into_bias(tracer: Tracer, change: BiasChange) -> None:
     module = change.module
     weight = module._parameters["weight"]
     assert weight is not None
     amount = change.amount.to(weight.device, weight.dtype)
     bias = module._parameters["bias"]
     # A new parameter: the old one is part of the snapshot and must stay as it is.
-    value = amount if bias is None else bias.detach() + amount
+    value = _kept_outputs(tracer, change.weight, amount) if bias is None else bias.detach() + amount
     needs_grad = weight.requires_grad if bias is None else bias.requires_grad
     module._parameters["bias"] = nn.Parameter(value, requires_grad=needs_grad)
+
+
+def _kept_outputs(tracer: Tracer, weight: Tracked, amount: Tensor) -> Tensor:
+    """Return ``amount`` (outputs,) without the outputs that go: a new bias has no other record."""
+    transposed = getattr(weight.slots[0].module, "transposed", False)
+    labels = weight.labels[1 if transposed else 0]
+    if weight.grouped is not None:
+        labels = weight.grouped.outputs
+    if labels is None:
+        return amount
+    return amount[~removed(tracer, labels).to(amount.device)]

@@ -23,8 +23,25 @@ class BiasChange(NamedTuple):
     amount: Tensor
 
 
-def decide(tracer: Tracer) -> list[BiasChange]:
-    """Pin everything that must stay; return the constants that go into biases.
+class Merge(NamedTuple):
+    """Columns of a weight that read constants are added to one that stays and reads a constant."""
+
+    weight: Tracked
+    dim: int
+    into: int
+    columns: Tensor
+    factors: Tensor
+
+
+class Decision(NamedTuple):
+    """What is done to constants of removed channels."""
+
+    biases: list[BiasChange]
+    merges: list[Merge]
+
+
+def decide(tracer: Tracer) -> Decision:
+    """Pin everything that must stay; return what becomes of constants.
 
     Afterwards a label that ``tracer.labels`` does not pin is to be removed.
     """
@@ -44,9 +61,9 @@ def decide(tracer: Tracer) -> list[BiasChange]:
                     tracer.labels.pin(labels[alive], f"{where} computes it from the input")
     while True:
         _keep_one(tracer)
-        changes, refused = _fold(tracer)
+        decision, refused = _fold(tracer)
         if not refused:
-            return changes
+            return decision
         for fold, reason in refused:
             labels = fold.source.labels[fold.dim]
             assert labels is not None
@@ -68,8 +85,9 @@ def _keep_one(tracer: Tracer) -> None:
                 tracer.labels.pin(labels[:1], "a layer keeps at least one channel")
 
 
-def _fold(tracer: Tracer) -> tuple[list[BiasChange], list[tuple[Fold, str]]]:
+def _fold(tracer: Tracer) -> tuple[Decision, list[tuple[Fold, str]]]:
     changes: dict[int, BiasChange] = {}
+    merges: list[Merge] = []
     refused: list[tuple[Fold, str]] = []
     for fold in tracer.folds:
         labels = fold.source.labels[fold.dim]
@@ -85,13 +103,21 @@ def _fold(tracer: Tracer) -> tuple[list[BiasChange], list[tuple[Fold, str]]]:
         spread = (flat - amount[:, None]).abs().max()
         eps = _UNIFORM if contribution.dtype == torch.float64 else 1e-5
         where = fold.path or "the model"
-        if spread > eps * flat.abs().max():
-            refused.append((fold, f"its constant differs between positions at {where} (padding)"))
-            continue
         owner = _owner(fold)
-        if owner is None:
-            refused.append((fold, f"its constant has no bias to go into at {where}"))
+        into_bias = owner is not None and not bool(spread > eps * flat.abs().max())
+        if not into_bias:
+            merge = _merge(tracer, fold, labels, going)
+            if merge is not None:
+                merges.append(merge)
+                continue
+            fault = (
+                f"its constant has no bias to go into at {where}"
+                if owner is None
+                else f"its constant differs between positions at {where} (padding)"
+            )
+            refused.append((fold, fault))
             continue
+        assert owner is not None
         change = BiasChange(owner, fold.bias, fold.weight, amount)
         known = changes.setdefault(id(owner), change)
         if known is not change and not torch.allclose(known.amount, amount, rtol=1e-12):
@@ -101,7 +127,27 @@ def _fold(tracer: Tracer) -> tuple[list[BiasChange], list[tuple[Fold, str]]]:
         owner = _owner(fold)
         if owner is not None and id(owner) in changes and _uses(tracer, fold) > 1:
             refused.append((fold, f"{fold.path or 'the model'} runs several times"))
-    return list(changes.values()), refused
+    return Decision(list(changes.values()), merges), refused
+
+
+def _merge(tracer: Tracer, fold: Fold, labels: Tensor, going: Tensor) -> Merge | None:
+    """Let one constant channel stay for all: ``W_r += sum_i W_i c_i / c_r``, exact at any padding.
+
+    Every channel that goes must be the same constant at all positions, and the layer run once.
+    """
+    slots = fold.weight.slots
+    values = fold.values[going]
+    if fold.inside is None or len(slots) != 1 or bool(values.isnan().any()):
+        return None
+    if sum(fold.weight in call.inputs for call in tracer.calls) > 1:
+        return None
+    stays = ~removed(tracer, labels) & ~fold.values.isnan() & (fold.values != 0)
+    if not bool(stays.any()):
+        stays[going[values.abs().argmax()]] = True
+    into = int(torch.where(stays, fold.values.abs(), 0).argmax())
+    tracer.labels.pin(labels[into : into + 1], f"it carries constants to {fold.path}")
+    columns = going[going != into]
+    return Merge(fold.weight, fold.inside, into, columns, fold.values[columns] / fold.values[into])
 
 
 def _uses(tracer: Tracer, fold: Fold) -> int:

@@ -63,30 +63,32 @@ class Held(NamedTuple):
     calls: list[tuple[Any, Any, Any, Any]]
 
 
-class Fold:
+class Fold(NamedTuple):
     """Constants that flow into a contraction: what removed channels would have contributed.
 
-    ``contribution(indices)`` gives the contribution of these input channels, of the output's shape;
-    ``channel_dim`` is the output's channel dimension.
+    Attributes:
+        source: what is contracted; ``dim`` is its channel dimension.
+        dim: see ``source``.
+        contribution: gives the contribution of some input channels, of the output's shape.
+        channel_dim: the output's channel dimension.
+        weight: the layer's weight.
+        inside: the weight's dimension that counts the input channels, None where it counts those
+            of one group only.
+        values: by input channel, float64 (channels,): the constant, NaN where it is none or
+            differs between positions.
+        bias: the layer's bias, if it has one.
+        path: the module that ran.
     """
 
-    def __init__(
-        self,
-        source: Tracked,
-        dim: int,
-        contribution: Callable[[Tensor], Tensor],
-        channel_dim: int,
-        weight: Tracked,
-        bias: Tracked | None,
-        path: str,
-    ) -> None:
-        self.source = source
-        self.dim = dim
-        self.contribution = contribution
-        self.channel_dim = channel_dim
-        self.weight = weight
-        self.bias = bias
-        self.path = path
+    source: Tracked
+    dim: int
+    contribution: Callable[[Tensor], Tensor]
+    channel_dim: int
+    weight: Tracked
+    inside: int | None
+    values: Tensor
+    bias: Tracked | None
+    path: str
 
 
 class Tracer(TorchDispatchMode):

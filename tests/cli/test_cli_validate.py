@@ -14,7 +14,7 @@ def test_what_was_understood(run, file):
         0,
         "c.yaml: ok\n"
         "  pruning by agp around taylor_fo_weight_filter\n"
-        "  statistics_batch_num 1, pruning_algorithm taylorfo\n"
+        "  dependency_aware false, statistics_batch_num 1, pruning_algorithm taylorfo\n"
         "  entry 0: initial_sparsity 0, final_sparsity 0.5, start_epoch 0, end_epoch 10, "
         "frequency 1, op_types [Conv2d]\n"
         "  entry 1: exclude true, op_names [conv1]\n",

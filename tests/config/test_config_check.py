@@ -26,8 +26,12 @@ def test_defaults_are_filled_in_and_numbers_get_their_type():
         {"sparsity": 0.0, "op_types": ["BatchNorm2d"], "exclude": False},
         {"exclude": True, "op_names": ["a"]},
     ]
-    assert settings.arguments == {"regular_scale": 0.0001, "training_epochs": 3}
-    assert [type(v) for v in settings.arguments.values()] == [float, int]
+    assert settings.arguments == {
+        "dependency_aware": False,
+        "regular_scale": 0.0001,
+        "training_epochs": 3,
+    }
+    assert [type(v) for v in settings.arguments.values()] == [bool, float, int]
     assert type(settings.entries[0]["sparsity"]) is float
     assert settings.given_arguments == {"training_epochs": 3.0}
     assert settings.config_list[0] == {"sparsity": 0, "op_types": ["BatchNorm2d"]}
@@ -62,8 +66,13 @@ def test_a_schedule_takes_the_settings_of_the_pruner_inside():
         "pruning_algorithm": "apoz",
         "activation": "relu6",
         "statistics_batch_num": 1,
+        "dependency_aware": False,
     }
-    assert settings.base_arguments == {"activation": "relu6", "statistics_batch_num": 1}
+    assert settings.base_arguments == {
+        "activation": "relu6",
+        "dependency_aware": False,
+        "statistics_batch_num": 1,
+    }
 
 
 def test_the_pruner_inside_has_a_default():

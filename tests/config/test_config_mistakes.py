@@ -130,8 +130,8 @@ ONE_MISTAKE = [
     (
         section("slim", training_epoch=3),
         '/training_epoch\n  unknown key "training_epoch"\n'
-        "  slim allows: framework, type, compressor, config_list, extensions, regular_scale, "
-        'training_epochs\n  did you mean "training_epochs"?',
+        "  slim allows: framework, type, compressor, config_list, extensions, "
+        'dependency_aware, regular_scale, training_epochs\n  did you mean "training_epochs"?',
     ),
     (
         section("slim", training_epochs=1.5),
@@ -229,7 +229,7 @@ ONE_MISTAKE = [
     ),
     (
         section(extensions=["bars"]),
-        '/extensions/0\n  unknown extension "bars"\n  installed: none',
+        '/extensions/0\n  unknown extension "bars"\n  installed: channel_rounding, dependency_aware, global_ranking',
     ),
     ({"compression": 3}, None),
     (

@@ -19,7 +19,11 @@ def test_entries_and_arguments_are_completed():
         registry.find("slim"), [ENTRY], {"training_epochs": 2}
     )
     assert entries == [{**ENTRY, "exclude": False}]
-    assert arguments == {"regular_scale": 0.0001, "training_epochs": 2}
+    assert arguments == {
+        "dependency_aware": False,
+        "regular_scale": 0.0001,
+        "training_epochs": 2,
+    }
     assert ENTRY == {"sparsity": 0.5, "op_types": ["default"]}
 
 
@@ -31,7 +35,7 @@ def test_all_problems_under_the_name_of_the_class():
     assert text == (
         "SlimPruner: 3 problems\n\n"
         '/epochs\n  unknown argument "epochs"\n'
-        "  slim allows: regular_scale, training_epochs\n\n"
+        "  slim allows: dependency_aware, regular_scale, training_epochs\n\n"
         "/config_list/0/sparsity\n  1.5 is out of range\n  slim needs: 0 <= sparsity < 1\n\n"
         '/config_list/1\n  neither "op_types" nor "op_names" is given\n'
         "  an entry says which layers it is for: op_types: [default], for one"
@@ -88,7 +92,7 @@ def test_a_schedule_is_taken_apart():
     assert (composed.base_name, composed.base_class) == ("taylorfo", None)
     assert composed.base_plugin.name == "taylor_fo_weight_filter"
     assert composed.base_entries == [{"sparsity": 0.5, "op_types": ["default"], "exclude": False}]
-    assert composed.base_arguments == {"statistics_batch_num": 3}
+    assert composed.base_arguments == {"dependency_aware": False, "statistics_batch_num": 3}
     again, _ = config.check_entries(composed.base_plugin, composed.base_entries)
     assert again == composed.base_entries
 

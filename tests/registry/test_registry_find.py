@@ -63,7 +63,9 @@ def test_an_unknown_name_is_an_error_of_its_own(site):
 
 
 def test_an_extension_is_no_algorithm(site):
-    assert message("level", registry.EXTENSIONS) == 'unknown extension "level"\n  installed: none'
+    assert message("level", registry.EXTENSIONS) == (
+        'unknown extension "level"\n  installed: channel_rounding, dependency_aware, global_ranking'
+    )
 
 
 def test_a_broken_plugin_says_why_and_what_to_do(site):

@@ -184,11 +184,44 @@ def test_masks_of_single_layers_are_reconciled_not_refused() -> None:
     pruner.apply_speedup(x)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
     kept = {layer.name: layer.kept for layer in pruner.speedup_report.layers if layer.kept}
+    # What stem and b do not both lose stays.
     assert kept == {
-        "stem": "4 of 4: its constant differs between positions at a (padding)",
-        "b": kept["b"],
+        "stem": "2 of 4: b computes it from the input",
+        "b": "2 of 4: stem computes it from the input",
     }
-    assert model.a.weight.shape[0] == 4
+    assert model.a.weight.shape == (4, 6, 3, 3)
+
+
+def test_one_channel_carries_the_constants_of_all_that_go_before_padding() -> None:
+    """Folding into the bias would be wrong at the border: sigmoid(0) is not zero there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 10, 3), nn.Sigmoid(), nn.Conv2d(10, 4, 3, padding=1, bias=False)
+    ).double()
+    with torch.no_grad():
+        model[0].weight[:6] = 0
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    expected = model(x)
+    speedup(model, x)
+    assert model[0].weight.shape[0] == model[2].weight.shape[1] == 5
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_new_bias_has_as_many_elements_as_filters_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 6, 1, bias=False), nn.Conv2d(6, 2, 1)
+    ).double()
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+        model[2].weight[:3] = 0
+        model[3].weight[:, :3] = 0
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    expected = model(x)
+    speedup(model, x)
+    assert model[2].weight.shape == (3, 4, 1, 1)
+    assert model[2].bias.shape == (3,)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_dropping_constants_lets_padded_channels_go() -> None:

@@ -87,7 +87,13 @@ def _convolution(
             result: Tensor = func(full, weight, None, *args[3:])
             return result
 
-        tracer.folds.append(Fold(tx, 1, contribution, 1, tw, tb, tracer.path))
+        values = _uniform(x, 1, tx.flags(1))
+        tracer.folds.append(
+            Fold(
+                *(tx, 1, contribution, 1, tw, inside if groups == 1 else None, values),
+                *(tb, tracer.path),
+            )
+        )
 
     def back() -> None:
         flow = made.flow(1)
@@ -100,6 +106,13 @@ def _convolution(
         tx.want(1, (nonzero & flow.view(groups, per_out, 1)).any(dim=1).flatten())
 
     return back
+
+
+def _uniform(x: Tensor, dim: int, dead: Tensor) -> Tensor:
+    """Return the value of each constant channel, NaN where it differs between positions."""
+    flat = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1).double().cpu()
+    alike = dead & (flat == flat[:, :1]).all(dim=1)
+    return torch.where(alike, flat[:, 0], torch.nan)
 
 
 def _grouped(
@@ -311,7 +324,9 @@ def _fold_matmul(
         chosen = wanted & dead
         return kept[:, wanted[dead]] @ b[chosen]
 
-    tracer.folds.append(Fold(ta, inner, contribution, 1, tb.base, bias, tracer.path))
+    # The weight reached the product transposed: its columns count the inputs.
+    values = _uniform(a, inner, ta.flags(inner))
+    tracer.folds.append(Fold(ta, inner, contribution, 1, tb.base, 1, values, bias, tracer.path))
 
 
 def _attention(

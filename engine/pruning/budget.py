@@ -1,0 +1,104 @@
+"""How much of a model goes with a channel: parameters or FLOPs, counted while channels go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.pruning.bound import Group
+
+#: What a budget may be counted in.
+UNITS = ("parameters", "flops", "filters")
+
+
+class Budget:
+    """The parameters or FLOPs of a model, and what is left of them.
+
+    A parameter of shape (out, in, ...) shrinks with both: what a channel costs depends on which
+    others went before it. FLOPs are those of a forward pass with the example inputs, each layer's
+    in proportion to its weight's elements.
+
+    Args:
+        model: the dense model.
+        unit: one of :data:`UNITS`.
+        args: example inputs, for FLOPs.
+        kwargs: keyword arguments.
+    """
+
+    def __init__(
+        self, model: nn.Module, unit: str, args: Any, kwargs: Mapping[str, Any] | None
+    ) -> None:
+        self._unit = unit
+        self._price: dict[int, float] = {}
+        self._total = 0.0
+        flops: dict[str, float] = {}
+        if unit == "flops":
+            from engine.analysis import count_flops_params
+
+            counted = count_flops_params(model, args, kwargs)
+            flops = {layer.name: layer.flops for layer in counted.layers}
+        for path, module in model.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None or id(parameter) in self._price:
+                    continue
+                price = 1.0
+                if unit == "flops":
+                    price = flops.get(path, 0) / parameter.numel() if name == "weight" else 0.0
+                self._price[id(parameter)] = price
+                self._total += price * parameter.numel()
+
+    def spend(
+        self,
+        groups: Sequence[Group],
+        scores: Sequence[Tensor],
+        fraction: float,
+        max_layer_sparsity: float,
+    ) -> list[Tensor]:
+        """Return, by group, which shared channels stay, bool (channels,).
+
+        Args:
+            groups: the groups of layers bound together.
+            scores: by group, (channels,): the smallest of all go first.
+            fraction: how much of the model goes; less where ``max_layer_sparsity`` forbids it.
+            max_layer_sparsity: the largest fraction of its filters that a layer may lose.
+        """
+        kept = [torch.ones(group.count, dtype=torch.bool) for group in groups]
+        left: dict[int, list[int]] = {}
+        room = [
+            torch.tensor([int(len(owner) * max_layer_sparsity + 1e-6) for owner in group.owner])
+            for group in groups
+        ]
+        sizes = [group.sizes for group in groups]
+        order = torch.cat(list(scores)).argsort(stable=True).tolist() if scores else []
+        places = [(g, c) for g, group in enumerate(groups) for c in range(group.count)]
+        filters = sum(len(owner) for group in groups for owner in group.owner)
+        wanted = fraction * (filters if self._unit == "filters" else self._total)
+        spent = 0.0
+        for g, c in (places[i] for i in order):
+            if spent >= wanted - 1e-6:
+                break
+            cost = sizes[g][:, c]
+            if bool((cost > room[g]).any()) or int(kept[g].sum()) == 1:
+                continue
+            room[g] -= cost
+            kept[g][c] = False
+            spent += (
+                float(cost.sum()) if self._unit == "filters" else self._remove(groups[g], c, left)
+            )
+        return kept
+
+    def _remove(self, group: Group, channel: int, left: dict[int, list[int]]) -> float:
+        gone = 0.0
+        for part in group.parts[channel]:
+            if not part.is_parameter or part.tracked.whole:
+                continue
+            tensor = part.tensor
+            shape = left.setdefault(id(tensor), list(tensor.shape))
+            others = math.prod(n for d, n in enumerate(shape) if d != part.dim)
+            gone += self._price.get(id(tensor), 0.0) * len(part.indices) * others
+            shape[part.dim] -= len(part.indices)
+        return gone
