@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.speedup.rules import RULES
 from engine.speedup.shrink import evaluation
-from engine.speedup.tracer import Tracer
+from engine.speedup.tracer import Place, Tracer
 from engine.speedup.tracked import Tracked
 
 _COLUMNS = (
@@ -88,23 +88,21 @@ def plan(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -
     Where a dimension is split (into heads and head features, channels and positions) any part may
     be what can be removed. If the likeliest one turns out to be bound, the next is tried.
     """
-    choices: list[int] = []
+    choices: dict[Place, int] = {}
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
     while True:
         tracer = Tracer(model, RULES, planning=True, choices=choices)
         with evaluation(model):
             tracer.run(positional, dict(kwargs or {}))
-        following = [
-            split.chosen
-            + (
-                split.chosen + 1 < len(split.candidates)
-                and bool(tracer.labels.pinned(split.labels).all())
-            )
+        bound = [
+            split
             for split in tracer.splits
+            if split.chosen + 1 < len(split.candidates)
+            and bool(tracer.labels.pinned(split.labels).all())
         ]
-        if following == [split.chosen for split in tracer.splits]:
+        if not bound:
             return tracer
-        choices = following
+        choices |= {split.place: split.chosen + 1 for split in bound}
 
 
 def channel_blocks(

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
 from engine.speedup.nested import tensors_in
+from engine.speedup.replay import Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
 from engine.speedup.rules import RULES
@@ -72,6 +73,9 @@ def speedup(
                 done = rewrite(tracer, decide(tracer), snapshot)
                 changed = set_sizes(model, tracer, checked)
                 difference = _difference(model, check, expected)
+                culprit = None
+                if difference is not None:
+                    culprit = Replay(model, tracer).run(*check)
             except BaseException:
                 snapshot.restore()
                 raise
@@ -80,10 +84,21 @@ def speedup(
                     update_optimizer(optimizer, done)
                 return _report(snapshot, model, tracer, done)
             snapshot.restore()
-            if not give_up(model, tracer, difference.failed_in, changed, checked):
+            if difference.failed_in is not None and _unseen(model, tracer, difference.failed_in):
+                # The example took another branch than these values: both must be known.
+                tracer.run(*check)
+                continue
+            if not give_up(model, tracer, difference.failed_in, culprit, changed, checked):
                 raise SpeedupError(
                     f"no smaller model with the same outputs was found: {difference.message}"
                 )
+
+
+def _unseen(model: nn.Module, tracer: Tracer, path: str) -> bool:
+    """Return whether a module has parameters that were not used when the model was traced."""
+    used = {id(slot.module) for tracked in tracer.parameters for slot in tracked.slots}
+    module = model.get_submodule(path)
+    return any(p is not None for p in module._parameters.values()) and id(module) not in used
 
 
 class Difference(NamedTuple):

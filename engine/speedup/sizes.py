@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from engine.speedup.layers import KNOWN
+from engine.speedup.replay import involved
 from engine.speedup.solve import removed
 from engine.speedup.tracer import Tracer
 
@@ -28,7 +29,7 @@ def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[str]:
     """
     changed = set()
     given = [size for path in sorted(checked) for size in tracer.inputs.get(path, ())]
-    for path, size, labels in [*tracer.sizes, *given]:
+    for _, path, size, labels in [*tracer.sizes, *given]:
         kept = int((~removed(tracer, labels)).sum())
         module = model.get_submodule(path)
         if kept == size or isinstance(module, KNOWN):
@@ -46,19 +47,28 @@ def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[str]:
 
 
 def give_up(
-    model: nn.Module, tracer: Tracer, failed_in: str | None, changed: set[str], checked: set[str]
+    model: nn.Module,
+    tracer: Tracer,
+    failed_in: str | None,
+    culprit: int | None,
+    changed: set[str],
+    checked: set[str],
 ) -> bool:
     """Choose what to do otherwise, after a smaller model did not run or was not equal.
 
     A module that failed may compare its input's size with an attribute (``checked`` gets its path).
-    Else sizes are kept: those of the module where it failed and of its siblings in class, then
-    those whose attributes were changed, then all.
+    Else sizes are kept: those of the call that went wrong, if it is known; those of the module
+    where it failed and of its siblings in class; those whose attributes were changed; all.
 
     Returns:
         whether there was anything to give up.
     """
     if failed_in is not None and failed_in not in checked and _compares(model, tracer, failed_in):
         checked.add(failed_in)
+        return True
+    if culprit is not None and (blamed := involved(tracer, culprit)):
+        for labels in blamed:
+            tracer.labels.pin(labels, _REASON)
         return True
     shrinking = [s for s in tracer.sizes if bool(removed(tracer, s.labels).any())]
     kinds = set()
@@ -77,5 +87,5 @@ def _compares(model: nn.Module, tracer: Tracer, path: str) -> bool:
     numbers = {v for v in model.get_submodule(path).__dict__.values() if type(v) is int}
     return any(
         size in numbers and bool(removed(tracer, labels).any())
-        for _, size, labels in tracer.inputs.get(path, ())
+        for _, _, size, labels in tracer.inputs.get(path, ())
     )

@@ -61,8 +61,8 @@ def decide(tracer: Tracer) -> Decision:
                     tracer.labels.pin(labels[alive], f"{where} computes it from the input")
     while True:
         _keep_one(tracer)
-        decision, refused = _fold(tracer)
-        if not refused:
+        decision, refused, pinned = _fold(tracer)
+        if not refused and not pinned:
             return decision
         for fold, reason in refused:
             labels = fold.source.labels[fold.dim]
@@ -85,10 +85,12 @@ def _keep_one(tracer: Tracer) -> None:
                 tracer.labels.pin(labels[:1], "a layer keeps at least one channel")
 
 
-def _fold(tracer: Tracer) -> tuple[Decision, list[tuple[Fold, str]]]:
+def _fold(tracer: Tracer) -> tuple[Decision, list[tuple[Fold, str]], bool]:
+    """Return what becomes of constants, what must stay, and whether anything was pinned."""
     changes: dict[int, BiasChange] = {}
     merges: list[Merge] = []
     refused: list[tuple[Fold, str]] = []
+    pinned = False
     for fold in tracer.folds:
         labels = fold.source.labels[fold.dim]
         assert labels is not None
@@ -108,6 +110,8 @@ def _fold(tracer: Tracer) -> tuple[Decision, list[tuple[Fold, str]]]:
         if not into_bias:
             merge = _merge(tracer, fold, labels, going)
             if merge is not None:
+                # A channel that now stays may have been given away to another one before.
+                pinned |= merge.into in going
                 merges.append(merge)
                 continue
             fault = (
@@ -127,7 +131,7 @@ def _fold(tracer: Tracer) -> tuple[Decision, list[tuple[Fold, str]]]:
         owner = _owner(fold)
         if owner is not None and id(owner) in changes and _uses(tracer, fold) > 1:
             refused.append((fold, f"{fold.path or 'the model'} runs several times"))
-    return Decision(list(changes.values()), merges), refused
+    return Decision(list(changes.values()), merges), refused, pinned
 
 
 def _merge(tracer: Tracer, fold: Fold, labels: Tensor, going: Tensor) -> Merge | None:

@@ -27,30 +27,43 @@ Back = Callable[[], None]
 Rule = Callable[["Tracer", Any, Sequence[Any], Mapping[str, Any], Any], Back | None]
 
 
-class Call:
-    """One operator call: its tensors, and where in the model it happened."""
+class Call(NamedTuple):
+    """One operator call: its number, its tensors, and where in the model it happened."""
 
-    def __init__(
-        self, name: str, path: str, inputs: list[Tracked], outputs: list[Tracked], back: Back
-    ) -> None:
+    number: int
+    name: str
+    path: str
+    inputs: list[Tracked]
+    outputs: list[Tracked]
+    back: Back
+
+
+class Record:
+    """A call as it is found again when the smaller model runs; no outputs: any shape will do."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
         self.name = name
-        self.path = path
-        self.inputs = inputs
-        self.outputs = outputs
-        self.back = back
+        self.outputs: list[Tracked] | None = None
 
 
 class Size(NamedTuple):
     """A size that the model's code asks for: it must become the number of ``labels`` kept."""
 
+    number: int
     path: str
     size: int
     labels: Tensor
 
 
+#: A dimension of the input of a call, by the call's number.
+Place = tuple[int, int]
+
+
 class Split(NamedTuple):
     """A dimension split in several of which any may carry its labels."""
 
+    place: Place
     labels: Tensor
     candidates: list[int]
     chosen: int
@@ -60,7 +73,7 @@ class Held(NamedTuple):
     """A module without weights of its own, run before its operators are looked at."""
 
     module: nn.Module
-    calls: list[tuple[Any, Any, Any, Any]]
+    calls: list[tuple[Record, Any, Any, Any, Any]]
 
 
 class Fold(NamedTuple):
@@ -103,6 +116,7 @@ class Tracer(TorchDispatchMode):
     Attributes:
         labels: the union-find of all labels.
         calls: the operator calls, in order.
+        calls_of: all calls of each module, by its path, also those without labels.
         folds: constants that removal must fold into a bias.
         parameters: what is known of each parameter and buffer that was used.
         unknown: operators without a rule, with the places where they were met.
@@ -119,12 +133,12 @@ class Tracer(TorchDispatchMode):
         rules: Mapping[str, Rule],
         *,
         planning: bool = False,
-        choices: Sequence[int] = (),
+        choices: Mapping[Place, int] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.planning = planning
         self.splits: list[Split] = []
-        self._choices = choices
+        self._choices = choices or {}
         self.model = model
         self.labels = Labels()
         self.calls: list[Call] = []
@@ -137,6 +151,9 @@ class Tracer(TorchDispatchMode):
         self.grouped: list[tuple[str, Tracked]] = []
         self.widened: dict[str, Widened] = {}
         self.aliases = Aliases()
+        self.calls_of: dict[str, list[Record]] = {}
+        self._number = 0
+        self._numbers = 0
         self._held: Held | None = None
         self._watching = True
         self._path: list[str] = [""]
@@ -177,12 +194,16 @@ class Tracer(TorchDispatchMode):
             if labels is not None and (dims is None or dim in dims):
                 self.labels.pin(labels, reason)
 
-    def choose(self, labels: Tensor, candidates: list[int]) -> int:
-        """Return which of ``candidates`` carries the labels of a dimension that is split."""
-        place = len(self.splits)
-        chosen = self._choices[place] if place < len(self._choices) else 0
-        self.splits.append(Split(labels, candidates, chosen))
+    def choose(self, dim: int, labels: Tensor, candidates: list[int]) -> int:
+        """Return which of ``candidates`` carries the labels of ``dim``, which is split."""
+        place = (self._number, dim)
+        chosen = self._choices.get(place, 0)
+        self.splits.append(Split(place, labels, candidates, chosen))
         return candidates[chosen]
+
+    def ask(self, size: int, labels: Tensor) -> None:
+        """Say that the code may have asked for ``size``, the number of ``labels``."""
+        self.sizes.append(Size(self._number, self.path, size, labels))
 
     def pin_values(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay because of values that a mask would make zero."""
@@ -245,13 +266,19 @@ class Tracer(TorchDispatchMode):
         """Run the operator, then its rule."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
+        if self._held is None and not self._watching:
+            return output
+        self._numbers += 1
+        record = Record(self._numbers, func._schema.name.removeprefix("aten::"))
+        self.calls_of.setdefault(self.path, []).append(record)
         if self._held is not None:
-            self._held.calls.append((func, args, kwargs, output))
-        elif self._watching:
-            self._see(func, args, kwargs, output)
+            self._held.calls.append((record, func, args, kwargs, output))
+        else:
+            self._see(record, func, args, kwargs, output)
         return output
 
-    def _see(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _see(self, record: Record, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        self._number = record.number
         inputs = [self.of(t) for t in tensors_in((args, kwargs))]
         outputs = tensors_in(output)
         if not outputs:
@@ -259,7 +286,7 @@ class Tracer(TorchDispatchMode):
             for tracked in inputs:
                 self._observe(tracked)
             return
-        name = func._schema.name.removeprefix("aten::")
+        name = record.name
         rule = self._rules.get(name) or self._rules.get(name.rstrip("_"))
         if rule is None and all(t.constant and not list(t.dims()) for t in inputs):
             for tensor in outputs:
@@ -285,7 +312,8 @@ class Tracer(TorchDispatchMode):
             else:
                 self.unknown.setdefault(name, self.path)
             back = self.refuse(reason, inputs, outputs)
-        self.calls.append(Call(name, self.path, inputs, [self.of(t) for t in outputs], back))
+        record.outputs = [self.of(t) for t in outputs]
+        self.calls.append(Call(record.number, name, self.path, inputs, record.outputs, back))
 
     def refuse(self, reason: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
         """Treat a call as unknown: everything that it touches keeps its size."""
@@ -332,7 +360,8 @@ class Tracer(TorchDispatchMode):
                 known = self._known.get(tensor)
                 for labels in known.labels if known is not None else ():
                     if labels is not None:
-                        self.inputs.setdefault(path, []).append(Size(path, len(labels), labels))
+                        size = Size(0, path, len(labels), labels)
+                        self.inputs.setdefault(path, []).append(size)
             if light and self._held is None:
                 self._held = Held(module, [])
 
@@ -345,7 +374,9 @@ class Tracer(TorchDispatchMode):
             # Outside of an operator's call the mode is on: what the rules compute is not watched.
             self._watching = False
             try:
-                if is_statistic(held.calls, args, kwargs, output) and list(self.of(args[0]).dims()):
+                if is_statistic([call[1:3] for call in held.calls], args, kwargs, output) and list(
+                    self.of(args[0]).dims()
+                ):
                     self._widen(module, args, kwargs, output)
                 else:
                     for call in held.calls:
@@ -387,7 +418,7 @@ class Tracer(TorchDispatchMode):
                 for dim in x.dims():
                     x.want(dim, True)
 
-        self.calls.append(Call(type(module).__name__, path, [x], [made], back))
+        self.calls.append(Call(0, type(module).__name__, path, [x], [made], back))
 
 
 @contextmanager

@@ -45,13 +45,11 @@ def is_light(module: nn.Module) -> bool:
     return all(t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors)
 
 
-def is_statistic(
-    calls: Sequence[tuple[Any, Any, Any, Any]], args: Any, kwargs: Any, output: Any
-) -> bool:
+def is_statistic(calls: Sequence[tuple[Any, Any]], args: Any, kwargs: Any, output: Any) -> bool:
     """Return whether a module that ran the operators ``calls`` can be widened: x -> y alike."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     return (
-        any(_takes_statistics(func, given) for func, given, *_ in calls)
+        any(_takes_statistics(func, given) for func, given in calls)
         and len(tensors) == 1
         and len(args) > 0
         and tensors[0] is args[0]

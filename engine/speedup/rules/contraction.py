@@ -28,7 +28,7 @@ def _meet(tracer: Tracer, a: Tracked, i: int, b: Tracked, j: int, name: str) -> 
 def _convolution(
     tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
-    x, weight, bias, _, _, _, transposed, _, groups = args[:9]
+    x, weight, bias, stride, padding, _, transposed, _, groups = args[:9]
     if x.dim() != weight.dim():
         return None
     tx, tw = tracer.of(x), tracer.of(weight)
@@ -36,7 +36,12 @@ def _convolution(
     if not tw.constant and groups > 1:
         return None
     tracer.pin(tw, "the kernel's size", range(2, weight.dim()))
-    tracer.pin(tx, "a position, not a channel", [0, *range(2, x.dim())])
+    # With a kernel of one each position is computed by itself: they may be features elsewhere.
+    alone = {*weight.shape[2:], *stride} == {1} and not any(padding)
+    positions = [d for d in range(2, x.dim()) if alone and tx.labels[d] is not None]
+    tracer.pin(
+        tx, "a position, not a channel", [d for d in range(x.dim()) if d not in (1, *positions)]
+    )
     # (groups, outputs per group, inputs per group), and what a label of the weight stands for.
     inside, outside = (0, 1) if transposed else (1, 0)
     per_in, per_out = x.shape[1] // groups, output.shape[1] // groups
@@ -55,7 +60,12 @@ def _convolution(
     lx = tx.labels[1]
     if lx is None and groups == 1:
         tracer.pin(tw, "the convolution's input is fixed", [inside])
-    made = Tracked(output.shape, constant=tx.constant and tw.constant)
+    made = Tracked(
+        output.shape,
+        [tx.labels[d] if d in positions else None for d in range(x.dim())],
+        [tx.flags(d) & tw.constant if d in positions else None for d in range(x.dim())],
+        constant=tx.constant and tw.constant,
+    )
     live = ~dead_in.view(groups, 1, per_in)
     dead_out = ~(nonzero & live).any(dim=2).flatten()
     lo: Tensor | None = tw.labels[outside]
@@ -100,6 +110,8 @@ def _convolution(
         if not made.used or made.constant or not bool(flow.any()):
             return
         tx.used = tw.used = True
+        for d in positions:
+            tx.want(d, made.flow(d))
         if groups == 1:
             tw.want(outside, flow)
             tw.want(inside, (nonzero[0] & flow[:, None]).any(dim=0))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.tracer import Back, Rule, Size, Tracer
+from engine.speedup.tracer import Back, Rule, Tracer
 from engine.speedup.tracked import Tracked
 
 
@@ -91,7 +91,7 @@ def _expand(
             made.labels[e] = labels
             made.dead[e] = torch.full((output.shape[e],), source.constant)
             made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
-            tracer.sizes.append(Size(tracer.path, output.shape[e], labels))
+            tracer.ask(output.shape[e], labels)
     return back
 
 

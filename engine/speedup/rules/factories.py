@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.speedup.tracer import Back, Rule, Size, Tracer
+from engine.speedup.tracer import Back, Rule, Tracer
 from engine.speedup.tracked import Tracked
 
 
@@ -19,7 +19,7 @@ def _factory(
     tracer.put(output, Tracked(output.shape, labels, constant=True))
     for size, mine in zip(output.shape, labels, strict=True):
         if mine is not None:
-            tracer.sizes.append(Size(tracer.path, size, mine))
+            tracer.ask(size, mine)
     return lambda: None
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.speedup.labels import FIXED
 from engine.speedup.rules.dims import put_like, together
 from engine.speedup.rules.pointwise import zero_slices
-from engine.speedup.tracer import Back, Rule, Size, Tracer
+from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.tracked import Tracked
 
 
 def along(tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str) -> Back:
@@ -69,7 +70,7 @@ def _split(
             grid = labels.view(len(sizes), -1)
             for part in grid[1:]:
                 tracer.labels.unite(grid[0], part)
-            tracer.sizes.append(Size(tracer.path, sizes[0], grid[0]))
+            tracer.ask(sizes[0], grid[0])
         elif not tracer.replaceable:
             tracer.labels.pin(labels, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -147,6 +148,16 @@ def _glu(
     return also
 
 
+def _pack(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    """Packed sequences: positions are rearranged, features are not."""
+    data, sizes = output
+    tracer.pin(tracer.of(args[0]), "a position, not a channel", [0, 1])
+    tracer.put(sizes, Tracked(sizes.shape, constant=True))
+    return put_like(tracer, data, args[0], [None, *range(2, args[0].dim())])[1]
+
+
 _Function = Callable[..., Back | None]
 _GROUPS: dict[_Function, str] = {
     _slice: "slice",
@@ -154,5 +165,6 @@ _GROUPS: dict[_Function, str] = {
     _flip: "flip roll",
     _pad: "constant_pad_nd",
     _glu: "glu",
+    _pack: "_pack_padded_sequence",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

@@ -192,4 +192,21 @@ def pointwise(
     return back
 
 
-RULES: dict[str, Rule] = dict.fromkeys(_NAMES, pointwise)
+def _triangle(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    """triu and tril keep the order of rows and columns: those of one number go together."""
+    known = tracer.of(args[0])
+    rows, columns = known.labels[-2], known.labels[-1]
+    if rows is not None and columns is not None and rows.shape == columns.shape:
+        tracer.labels.unite(rows, columns)
+    else:
+        last = len(known.shape) - 1
+        tracer.pin(known, "it is cut to a triangle", [last - 1, last])
+    return pointwise(tracer, func, args, kwargs, output)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_NAMES, pointwise),
+    **dict.fromkeys(("triu", "tril"), _triangle),
+}

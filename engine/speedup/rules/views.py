@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.tracer import Back, Rule, Size, Tracer
+from engine.speedup.tracer import Back, Rule, Tracer
 from engine.speedup.tracked import Tracked
 
 
@@ -72,7 +72,7 @@ def _view(
             made.need[right[e]] = torch.zeros(len(grid), dtype=torch.bool)
             asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
             if len(right) > 1 or (len(asked) == output.dim() and asked[right[e]] != -1):
-                tracer.sizes.append(Size(tracer.path, output.shape[right[e]], labels[grid[:, 0]]))
+                tracer.ask(output.shape[right[e]], labels[grid[:, 0]])
     tracer.put(output, made)
     tracer.aliases.add(output, args[0])
 
@@ -120,7 +120,7 @@ def _settle(
         return None
     best = max(lost, key=lambda e: lost[e])
     if not lost[best]:
-        best = tracer.choose(labels, _preferred(index, list(lost)))
+        best = tracer.choose(dim, labels, _preferred(index, list(lost)))
     for row in index.movedim(best, 0).reshape(index.shape[best], -1):
         tracer.labels.unite_all(labels[row])
     return best
