@@ -40,12 +40,17 @@ class Replay(TorchDispatchMode):
         handles: list[RemovableHandle] = []
         for path, module in self._model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(path), prepend=True))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
+            # Not after an error: then the path says where it was.
+            handles.append(module.register_forward_hook(self._leave))
         try:
             with self:
                 self._model(*args, **kwargs)
         except Exception:
-            # Whatever it was: the culprit was found, or the error came from Python code.
+            # An error before any operator ran is of the call that was to come.
+            path = self._path[-1]
+            coming = self._tracer.calls_of.get(path, [])[self._done.get(path, -1) + 1 :]
+            if self.culprit is None and coming:
+                self.culprit = coming[0].number
             return self.culprit
         finally:
             for handle in handles:

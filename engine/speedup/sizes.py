@@ -7,17 +7,17 @@ from torch import nn
 from engine.speedup.layers import KNOWN
 from engine.speedup.replay import involved
 from engine.speedup.solve import removed
+from engine.speedup.tags import Owner
 from engine.speedup.tracer import Tracer
 
 _REASON = "its size is written into the model's code"
 
 
-def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[str]:
+def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[int]:
     """Change the whole-number attributes that views and factories take their sizes from.
 
-    ``x.view(n, self.heads, self.head_dim)`` in a module: where the view's size shrinks and an
-    attribute of that module has the old size, it gets the new one. Whether that was right shows
-    when the model runs.
+    ``x.view(n, self.heads, self.head_dim)`` in a module: where the view's size shrinks, the
+    attribute that it was given gets the new one. Whether that was all shows when the model runs.
 
     Args:
         model: the model, its parameters already sliced.
@@ -25,25 +25,44 @@ def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[str]:
         checked: paths of modules that compare their inputs with attributes of theirs.
 
     Returns:
-        the paths of the modules that were changed.
+        the ids of the modules that were changed.
     """
-    changed = set()
-    given = [size for path in sorted(checked) for size in tracer.inputs.get(path, ())]
-    for _, path, size, labels in [*tracer.sizes, *given]:
+    changed: dict[Owner, int] = {}
+    for _, path, size, labels, owner in tracer.sizes:
         kept = int((~removed(tracer, labels)).sum())
-        module = model.get_submodule(path)
-        if kept == size or isinstance(module, KNOWN):
+        if kept == size or isinstance(model.get_submodule(path), KNOWN):
             continue
-        for name, value in list(module.__dict__.items()):
-            if name.startswith("_"):
-                continue
-            if type(value) is int and value == size:
-                module.__dict__[name] = kept
-                changed.add(path)
-            elif isinstance(value, tuple) and list(value).count(size) == 1:
-                module.__dict__[name] = tuple(kept if x == size else x for x in value)
-                changed.add(path)
+        if owner is None:
+            changed |= _in_tuples(model.get_submodule(path), size, kept)
+        elif owner.name in owner.module.__dict__:
+            if changed.setdefault(owner, kept) != kept:
+                # Two dimensions take their size from one number but cannot both follow it.
+                tracer.labels.pin(labels, _REASON)
+            owner.module.__dict__[owner.name] = kept
+    for path in sorted(checked):
+        module = model.get_submodule(path)
+        for _, _, size, labels, _ in tracer.inputs.get(path, ()):
+            kept = int((~removed(tracer, labels)).sum())
+            for name, value in _numbers(module).items():
+                if value == size != kept:
+                    module.__dict__[name] = kept
+                    changed[Owner(module, name)] = kept
+    return {id(owner.module) for owner in changed}
+
+
+def _in_tuples(module: nn.Module, size: int, kept: int) -> dict[Owner, int]:
+    """Change ``size`` in tuples such as ``nn.Unflatten``'s, where it stands in them once."""
+    changed: dict[Owner, int] = {}
+    for name, value in list(module.__dict__.items()):
+        if isinstance(value, tuple) and not name.startswith("_") and list(value).count(size) == 1:
+            module.__dict__[name] = tuple(kept if x == size else x for x in value)
+            changed[Owner(module, name)] = kept
     return changed
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    own = {n: v for n, v in module.__dict__.items() if not n.startswith("_")}
+    return {name: value for name, value in own.items() if type(value) is int}
 
 
 def give_up(
@@ -51,7 +70,7 @@ def give_up(
     tracer: Tracer,
     failed_in: str | None,
     culprit: int | None,
-    changed: set[str],
+    changed: set[int],
     checked: set[str],
 ) -> bool:
     """Choose what to do otherwise, after a smaller model did not run or was not equal.
@@ -76,7 +95,7 @@ def give_up(
         kinds = {type(model.get_submodule(failed_in))}
     suspects = [s for s in shrinking if type(model.get_submodule(s.path)) in kinds]
     if failed_in is None:
-        suspects = suspects or [s for s in shrinking if s.path in changed]
+        suspects = suspects or [s for s in shrinking if id(model.get_submodule(s.path)) in changed]
     for size in suspects or shrinking:
         tracer.labels.pin(size.labels, _REASON)
     return bool(shrinking)
@@ -84,8 +103,8 @@ def give_up(
 
 def _compares(model: nn.Module, tracer: Tracer, path: str) -> bool:
     """Return whether an attribute of the module has the old size of an input that shrank."""
-    numbers = {v for v in model.get_submodule(path).__dict__.values() if type(v) is int}
+    numbers = _numbers(model.get_submodule(path)).values()
     return any(
         size in numbers and bool(removed(tracer, labels).any())
-        for _, _, size, labels in tracer.inputs.get(path, ())
+        for _, _, size, labels, _ in tracer.inputs.get(path, ())
     )

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
 from engine.speedup.nested import tensors_in
+from engine.speedup.tags import Owner, Tags, owner_of, tagged
 from engine.speedup.tracked import Slot, Tracked
 from engine.speedup.widen import Widened, constant_slices, is_light, is_statistic, join
 
@@ -41,9 +42,10 @@ class Call(NamedTuple):
 class Record:
     """A call as it is found again when the smaller model runs; no outputs: any shape will do."""
 
-    def __init__(self, number: int, name: str) -> None:
+    def __init__(self, number: int, name: str, given: list[Any]) -> None:
         self.number = number
         self.name = name
+        self.given = given
         self.outputs: list[Tracked] | None = None
 
 
@@ -54,6 +56,7 @@ class Size(NamedTuple):
     path: str
     size: int
     labels: Tensor
+    owner: Owner | None = None
 
 
 #: A dimension of the input of a call, by the call's number.
@@ -152,6 +155,8 @@ class Tracer(TorchDispatchMode):
         self.widened: dict[str, Widened] = {}
         self.aliases = Aliases()
         self.calls_of: dict[str, list[Record]] = {}
+        self._tags = Tags()
+        self._given: list[Any] = []
         self._number = 0
         self._numbers = 0
         self._held: Held | None = None
@@ -201,9 +206,10 @@ class Tracer(TorchDispatchMode):
         self.splits.append(Split(place, labels, candidates, chosen))
         return candidates[chosen]
 
-    def ask(self, size: int, labels: Tensor) -> None:
-        """Say that the code may have asked for ``size``, the number of ``labels``."""
-        self.sizes.append(Size(self._number, self.path, size, labels))
+    def ask(self, size: int, labels: Tensor, dim: int, rank: int) -> None:
+        """Say that the code may have asked for ``size``, the number of ``labels``, as ``dim``."""
+        owner = owner_of(self._given, size, dim, rank)
+        self.sizes.append(Size(self._number, self.path, size, labels, owner))
 
     def pin_values(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay because of values that a mask would make zero."""
@@ -241,7 +247,7 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors_in((args, kwargs)):
             self._known[tensor] = Tracked(tensor.shape, origin="input")
         try:
-            with self, _plain_recurrent(self.model):
+            with tagged(self.model) as self._tags, self, _plain_recurrent(self.model):
                 output = self.model(*args, **kwargs)
         finally:
             for handle in handles:
@@ -269,7 +275,8 @@ class Tracer(TorchDispatchMode):
         if self._held is None and not self._watching:
             return output
         self._numbers += 1
-        record = Record(self._numbers, func._schema.name.removeprefix("aten::"))
+        name = func._schema.name.removeprefix("aten::")
+        record = Record(self._numbers, name, self._tags.given)
         self.calls_of.setdefault(self.path, []).append(record)
         if self._held is not None:
             self._held.calls.append((record, func, args, kwargs, output))
@@ -278,7 +285,7 @@ class Tracer(TorchDispatchMode):
         return output
 
     def _see(self, record: Record, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        self._number = record.number
+        self._number, self._given = record.number, record.given
         inputs = [self.of(t) for t in tensors_in((args, kwargs))]
         outputs = tensors_in(output)
         if not outputs:

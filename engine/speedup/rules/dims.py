@@ -91,7 +91,7 @@ def _expand(
             made.labels[e] = labels
             made.dead[e] = torch.full((output.shape[e],), source.constant)
             made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
-            tracer.ask(output.shape[e], labels)
+            tracer.ask(output.shape[e], labels, e, output.dim())
     return back
 
 

@@ -17,9 +17,9 @@ def _factory(
     """All slices are alike: the tensor can be made smaller if the code's sizes can."""
     labels = [tracer.labels.fresh(n) if n > 1 else None for n in output.shape]
     tracer.put(output, Tracked(output.shape, labels, constant=True))
-    for size, mine in zip(output.shape, labels, strict=True):
+    for dim, mine in enumerate(labels):
         if mine is not None:
-            tracer.ask(size, mine)
+            tracer.ask(len(mine), mine, dim, output.dim())
     return lambda: None
 
 

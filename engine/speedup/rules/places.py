@@ -70,7 +70,7 @@ def _split(
             grid = labels.view(len(sizes), -1)
             for part in grid[1:]:
                 tracer.labels.unite(grid[0], part)
-            tracer.ask(sizes[0], grid[0])
+            tracer.ask(sizes[0], grid[0], 0, args[0].dim())
         elif not tracer.replaceable:
             tracer.labels.pin(labels, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]

@@ -72,7 +72,7 @@ def _view(
             made.need[right[e]] = torch.zeros(len(grid), dtype=torch.bool)
             asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
             if len(right) > 1 or (len(asked) == output.dim() and asked[right[e]] != -1):
-                tracer.ask(output.shape[right[e]], labels[grid[:, 0]])
+                tracer.ask(len(grid), labels[grid[:, 0]], right[e], output.dim())
     tracer.put(output, made)
     tracer.aliases.add(output, args[0])
 
