@@ -90,13 +90,41 @@ class Replay(TorchDispatchMode):
         self._path.pop()
 
 
-def involved(tracer: Tracer, number: int) -> list[Tensor]:
-    """Return the labels that the call ``number`` depends on: its sizes', else its inputs'."""
-    asked = [size.labels for size in tracer.sizes if size.number == number]
-    asked = [labels for labels in asked if bool(removed(tracer, labels).any())]
-    if asked:
-        return asked
+def involved(model: nn.Module, tracer: Tracer, number: int) -> list[Tensor]:
+    """Return the labels that go and that the call ``number`` depends on.
+
+    The same call of other modules of the same class is taken to depend on its own likewise.
+    """
+    path, place = next(
+        (path, place)
+        for path, records in tracer.calls_of.items()
+        for place, record in enumerate(records)
+        if record.number == number
+    )
+    kind, name = type(model.get_submodule(path)), tracer.calls_of[path][place].name
+    found = _labels(tracer, path, number)
+    if not found:
+        return []
+    for other, records in tracer.calls_of.items():
+        alike = other != path and place < len(records) and records[place].name == name
+        if alike and type(model.get_submodule(other)) is kind:
+            found += _labels(tracer, other, records[place].number)
+    return found
+
+
+def _labels(tracer: Tracer, path: str, number: int) -> list[Tensor]:
+    """Return what goes of the sizes that a call asks for, else of its inputs, else the module's."""
     call = next((c for c in tracer.calls if c.number == number), None)
-    inputs = [] if call is None else call.inputs
-    found = [labels for tracked in inputs for labels in tracked.labels if labels is not None]
-    return [labels for labels in found if bool(removed(tracer, labels).any())]
+    sizes = {n for tracked in (call.outputs if call is not None else ()) for n in tracked.shape}
+    inputs = call.inputs if call is not None else []
+    choices = (
+        [size.labels for size in tracer.sizes if size.number == number],
+        [labels for tracked in inputs for labels in tracked.labels if labels is not None],
+        # A size of the module's input that the code took for another one of the same number.
+        [given.labels for given in tracer.inputs.get(path, ()) if given.size in sizes],
+    )
+    for labels in choices:
+        going = [each for each in labels if bool(removed(tracer, each).any())]
+        if going:
+            return going
+    return []

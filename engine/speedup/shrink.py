@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
-from engine.speedup.nested import tensors_in
+from engine.speedup import compare
 from engine.speedup.replay import Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
@@ -24,10 +24,6 @@ from engine.speedup.tracer import Tracer
 
 class SpeedupError(EngineError):
     """The model cannot be made smaller as asked; it is as it was."""
-
-
-#: Relative to the largest output, by dtype: how far outputs of the smaller model may be off.
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 def speedup(
@@ -72,7 +68,7 @@ def speedup(
             try:
                 done = rewrite(tracer, decide(tracer), snapshot)
                 changed = set_sizes(model, tracer, checked)
-                difference = _difference(model, check, expected)
+                difference = compare.difference(model, check, expected)
                 culprit = None
                 if difference is not None:
                     culprit = Replay(model, tracer).run(*check)
@@ -88,7 +84,7 @@ def speedup(
                 # The example took another branch than these values: both must be known.
                 tracer.run(*check)
                 continue
-            if not give_up(model, tracer, difference.failed_in, culprit, changed, checked):
+            if not give_up(model, tracer, difference, culprit, changed, checked):
                 raise SpeedupError(
                     f"no smaller model with the same outputs was found: {difference.message}"
                 )
@@ -99,62 +95,6 @@ def _unseen(model: nn.Module, tracer: Tracer, path: str) -> bool:
     used = {id(slot.module) for tracked in tracer.parameters for slot in tracked.slots}
     module = model.get_submodule(path)
     return any(p is not None for p in module._parameters.values()) and id(module) not in used
-
-
-class Difference(NamedTuple):
-    """How a smaller model differs: a message, and the module that failed to run, if one did."""
-
-    message: str
-    failed_in: str | None
-
-
-def _difference(
-    model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]], expected: Any
-) -> Difference | None:
-    """Return how the outputs differ from ``expected``, None when they do not."""
-    with _running(model) as stack:
-        try:
-            with torch.no_grad():
-                actual = model(*inputs[0], **inputs[1])
-        except Exception as error:
-            # A size that is written into the model's code shows as any kind of error.
-            return Difference(f"{type(error).__name__}: {error}", stack[-1])
-    found, wanted = tensors_in(actual), tensors_in(expected)
-    if len(found) != len(wanted):
-        return Difference(f"{len(found)} output tensors instead of {len(wanted)}", None)
-    for ours, theirs in zip(found, wanted, strict=True):
-        if ours.shape != theirs.shape:
-            shapes = f"{tuple(ours.shape)} instead of {tuple(theirs.shape)}"
-            return Difference(f"an output has shape {shapes}", None)
-        if not theirs.is_floating_point() or not theirs.numel():
-            continue
-        scale = float(theirs.abs().max())
-        off = float((ours - theirs).abs().max())
-        if not off <= _TOLERANCE.get(theirs.dtype, 2e-2) * max(scale, 1e-30):
-            return Difference(f"outputs are off by {off:.3g} on a scale of {scale:.3g}", None)
-    return None
-
-
-@contextmanager
-def _running(model: nn.Module) -> Iterator[list[str]]:
-    """Give the paths of the modules that run, outermost first; after an error those it left."""
-    stack = [""]
-
-    def enter(path: str) -> Callable[..., None]:
-        return lambda module, args: stack.append(path)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        stack.pop()
-
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(path)))
-        handles.append(module.register_forward_hook(leave))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from engine.speedup.compare import Difference
 from engine.speedup.layers import KNOWN
 from engine.speedup.replay import involved
 from engine.speedup.solve import removed
@@ -32,32 +33,21 @@ def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[int]:
         kept = int((~removed(tracer, labels)).sum())
         if kept == size or isinstance(model.get_submodule(path), KNOWN):
             continue
-        if owner is None:
-            changed |= _in_tuples(model.get_submodule(path), size, kept)
-        elif owner.name in owner.module.__dict__:
+        if owner is not None and owner.get() is not None:
             if changed.setdefault(owner, kept) != kept:
                 # Two dimensions take their size from one number but cannot both follow it.
                 tracer.labels.pin(labels, _REASON)
-            owner.module.__dict__[owner.name] = kept
+            owner.set(kept)
     for path in sorted(checked):
         module = model.get_submodule(path)
         for _, _, size, labels, _ in tracer.inputs.get(path, ()):
             kept = int((~removed(tracer, labels)).sum())
             for name, value in _numbers(module).items():
                 if value == size != kept:
-                    module.__dict__[name] = kept
-                    changed[Owner(module, name)] = kept
+                    owner = Owner(module, name)
+                    owner.set(kept)
+                    changed[owner] = kept
     return {id(owner.module) for owner in changed}
-
-
-def _in_tuples(module: nn.Module, size: int, kept: int) -> dict[Owner, int]:
-    """Change ``size`` in tuples such as ``nn.Unflatten``'s, where it stands in them once."""
-    changed: dict[Owner, int] = {}
-    for name, value in list(module.__dict__.items()):
-        if isinstance(value, tuple) and not name.startswith("_") and list(value).count(size) == 1:
-            module.__dict__[name] = tuple(kept if x == size else x for x in value)
-            changed[Owner(module, name)] = kept
-    return changed
 
 
 def _numbers(module: nn.Module) -> dict[str, int]:
@@ -68,34 +58,41 @@ def _numbers(module: nn.Module) -> dict[str, int]:
 def give_up(
     model: nn.Module,
     tracer: Tracer,
-    failed_in: str | None,
+    difference: Difference,
     culprit: int | None,
     changed: set[int],
     checked: set[str],
 ) -> bool:
     """Choose what to do otherwise, after a smaller model did not run or was not equal.
 
-    A module that failed may compare its input's size with an attribute (``checked`` gets its path).
-    Else sizes are kept: those of the call that went wrong, if it is known; those of the module
-    where it failed and of its siblings in class; those whose attributes were changed; all.
+    A module that raised an error of its own may compare its input's size with an attribute
+    (``checked`` gets its path). Else sizes are kept: those of the call that went wrong and of its
+    likes in modules of the same class; those of the module where it failed; those of its siblings
+    in class; those whose attributes were changed; all.
 
     Returns:
         whether there was anything to give up.
     """
-    if failed_in is not None and failed_in not in checked and _compares(model, tracer, failed_in):
-        checked.add(failed_in)
+    path = difference.failed_in
+    if (
+        difference.stated
+        and path is not None
+        and path not in checked
+        and _compares(model, tracer, path)
+    ):
+        checked.add(path)
         return True
-    if culprit is not None and (blamed := involved(tracer, culprit)):
+    blamed = [] if culprit is None else involved(model, tracer, culprit)
+    if blamed:
         for labels in blamed:
             tracer.labels.pin(labels, _REASON)
         return True
     shrinking = [s for s in tracer.sizes if bool(removed(tracer, s.labels).any())]
-    kinds = set()
-    if failed_in is not None:
-        kinds = {type(model.get_submodule(failed_in))}
-    suspects = [s for s in shrinking if type(model.get_submodule(s.path)) in kinds]
-    if failed_in is None:
-        suspects = suspects or [s for s in shrinking if id(model.get_submodule(s.path)) in changed]
+    kind = None if path is None else type(model.get_submodule(path))
+    suspects = [s for s in shrinking if s.path == path]
+    suspects = suspects or [s for s in shrinking if type(model.get_submodule(s.path)) is kind]
+    if path is None:
+        suspects = [s for s in shrinking if id(model.get_submodule(s.path)) in changed]
     for size in suspects or shrinking:
         tracer.labels.pin(size.labels, _REASON)
     return bool(shrinking)

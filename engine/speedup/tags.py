@@ -16,10 +16,26 @@ from torch.overrides import TorchFunctionMode
 
 
 class Owner(NamedTuple):
-    """An attribute that holds a size."""
+    """An attribute that holds a size, by itself or as number ``element`` of a list or tuple."""
 
     module: nn.Module
     name: str
+    element: int | None = None
+
+    def get(self) -> Any:
+        """Return the number that is there now, None if there is none any more."""
+        value = self.module.__dict__.get(self.name)
+        return value if self.element is None or value is None else value[self.element]
+
+    def set(self, number: int) -> None:
+        """Put ``number`` in its place; a list is replaced, not changed."""
+        if self.element is not None:
+            held = self.module.__dict__[self.name]
+            values = list(held)
+            values[self.element] = number
+            self.module.__dict__[self.name] = type(held)(values)
+        else:
+            self.module.__dict__[self.name] = number
 
 
 class Tagged(int):
@@ -41,7 +57,7 @@ class Tags(TorchFunctionMode):
     """Sees the arguments of torch functions as the model's code gave them.
 
     Attributes:
-        given: the arguments of the call that runs, sizes in lists and tuples opened.
+        given: the arguments of the call that runs.
     """
 
     def __init__(self) -> None:
@@ -54,8 +70,7 @@ class Tags(TorchFunctionMode):
         """Run ``func`` with its arguments noted."""
         kwargs = kwargs or {}
         before, self.given = self.given, []
-        for value in (*args, *kwargs.values()):
-            self.given.extend(value if isinstance(value, list | tuple) else (value,))
+        self.given.extend((*args, *kwargs.values()))
         try:
             return func(*args, **kwargs)
         finally:
@@ -65,9 +80,11 @@ class Tags(TorchFunctionMode):
 def owner_of(given: list[Any], size: int, dim: int, rank: int) -> Owner | None:
     """Return the attribute that ``size``, asked for dimension ``dim`` of ``rank``, comes from.
 
-    Where the call's last numbers are one for each dimension, the one at ``dim`` counts.
+    Where the call was given a list of as many numbers, or its last numbers are one for each
+    dimension, the one at ``dim`` counts.
     """
-    numbers = [value for value in given if isinstance(value, int)]
+    lists = [value for value in given if isinstance(value, list | tuple) and len(value) == rank]
+    numbers = [value for value in (lists[0] if lists else given) if isinstance(value, int)]
     if len(numbers) >= rank:
         numbers = [numbers[len(numbers) - rank + dim]]
     found = [value for value in numbers if isinstance(value, Tagged) and value == size]
@@ -77,20 +94,31 @@ def owner_of(given: list[Any], size: int, dim: int, rank: int) -> Owner | None:
 @contextmanager
 def tagged(model: nn.Module) -> Iterator[Tags]:
     """Let the whole-number attributes of all modules remember where they are kept."""
-    replaced: list[tuple[dict[str, Any], str, int]] = []
+    replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
     for module in model.modules():
         plain = module.__dict__
         for name, value in plain.items():
-            if type(value) is int and value > 1 and not name.startswith("_"):
-                number = Tagged(value)
-                number.owner = Owner(module, name)
-                replaced.append((plain, name, value))
-                plain[name] = number
+            marked = None if name.startswith("_") else _mark(Owner(module, name), value)
+            if marked is not None:
+                replaced.append((plain, name, value, marked))
+                plain[name] = marked
     tags = Tags()
     try:
         with tags:
             yield tags
     finally:
-        for plain, name, value in replaced:
-            if isinstance(plain.get(name), Tagged):
+        for plain, name, value, marked in replaced:
+            if plain.get(name) is marked:
                 plain[name] = value
+
+
+def _mark(owner: Owner, value: Any) -> Any:
+    """Return ``value`` with tagged numbers in place of its plain ones, None if it has none."""
+    if type(value) is int and value > 1:
+        number = Tagged(value)
+        number.owner = owner
+        return number
+    if type(value) in (list, tuple) and value and all(type(x) is int for x in value):
+        marked = [_mark(owner._replace(element=i), x) for i, x in enumerate(value)]
+        return type(value)(x if m is None else m for x, m in zip(value, marked, strict=True))
+    return None

@@ -198,6 +198,8 @@ class Tracer(TorchDispatchMode):
             labels = tracked.labels[dim]
             if labels is not None and (dims is None or dim in dims):
                 self.labels.pin(labels, reason)
+                # Rules ask for what they work on; of a size that stays, all is asked for.
+                tracked.want(dim, True)
 
     def choose(self, dim: int, labels: Tensor, candidates: list[int]) -> int:
         """Return which of ``candidates`` carries the labels of ``dim``, which is split."""
@@ -208,8 +210,12 @@ class Tracer(TorchDispatchMode):
 
     def ask(self, size: int, labels: Tensor, dim: int, rank: int) -> None:
         """Say that the code may have asked for ``size``, the number of ``labels``, as ``dim``."""
-        owner = owner_of(self._given, size, dim, rank)
+        owner = self.owner(size, dim, rank)
         self.sizes.append(Size(self._number, self.path, size, labels, owner))
+
+    def owner(self, size: int, place: int, count: int) -> Owner | None:
+        """Return the attribute that the call took ``size``, number ``place`` of ``count``, from."""
+        return owner_of(self._given, size, place, count)
 
     def pin_values(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay because of values that a mask would make zero."""

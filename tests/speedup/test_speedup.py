@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.algorithms import AGPPruner, L1FilterPruner, LevelPruner, SlimPruner
-from engine.speedup import SpeedupError, channel_blocks, drop_constants, shrink, speedup
+from engine.speedup import SpeedupError, channel_blocks, compare, drop_constants, speedup
 
 
 class Residual(nn.Module):
@@ -378,8 +378,8 @@ def test_a_size_in_the_code_keeps_its_channels_and_the_report_says_why() -> None
 
 def test_a_wrong_rule_cannot_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """The outputs are compared before the smaller model is handed over."""
-    difference = shrink.Difference("outputs are off", None)
-    monkeypatch.setattr(shrink, "_difference", lambda *args: difference)
+    difference = compare.Difference("outputs are off", None)
+    monkeypatch.setattr(compare, "difference", lambda *args: difference)
     model = made(Gate)
     x = torch.randn(IMAGE, dtype=torch.float64)
     half_masked(model, x)

@@ -354,6 +354,13 @@ def _attention(
     _meet(tracer, q, 1, k, 1, "attention")
     _meet(tracer, q, 1, v, 1, "attention")
     _meet(tracer, q, 3, k, 3, "attention")
+    given = [t for t in (*args[3:], *kwargs.values()) if isinstance(t, Tensor)]
+    masks = [tracer.of(t) for t in given]
+    for mask in masks:
+        heads_at = len(mask.shape) - 3
+        tracer.pin(mask, "a position, not a channel", [d for d in mask.dims() if d != heads_at])
+        if heads_at >= 0 and mask.shape[heads_at] > 1:
+            _meet(tracer, q, 1, mask, heads_at, "attention")
     if kwargs.get("scale") is None:
         for t in (q, k):
             tracer.pin(t, "attention is scaled by the number of features", [3])
@@ -381,6 +388,10 @@ def _attention(
         v.want(3, made.flow(3))
         for t in (q, k):
             t.want(3, True)
+        for mask in masks:
+            mask.used = True
+            for d in mask.dims():
+                mask.want(d, heads if d == len(mask.shape) - 3 else True)
 
     return back
 

@@ -65,12 +65,18 @@ def _split(
     sizes = [t.shape[dim] for t in output]
     labels = source.labels[dim]
     if labels is not None and len(sizes) > 1:
-        if len(set(sizes)) == 1:
+        parts = labels.split(sizes)
+        owners = [tracer.owner(size, i, len(sizes)) for i, size in enumerate(sizes)]
+        listed = func._schema.name == "aten::split_with_sizes"
+        if listed and len(set(owners)) == len(owners) and None not in owners:
+            # Each part's size is an attribute of its own: the parts may lose different numbers.
+            for i, part in enumerate(parts):
+                tracer.ask(len(part), part, i, len(parts))
+        elif len(set(sizes)) == 1:
             # chunk() and split(size // n) follow the size when all parts lose the same indices.
-            grid = labels.view(len(sizes), -1)
-            for part in grid[1:]:
-                tracer.labels.unite(grid[0], part)
-            tracer.ask(sizes[0], grid[0], 0, args[0].dim())
+            for part in parts[1:]:
+                tracer.labels.unite(parts[0], part)
+            tracer.ask(sizes[0], parts[0], 0, args[0].dim())
         elif not tracer.replaceable:
             tracer.labels.pin(labels, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]

@@ -1,0 +1,85 @@
+"""Comparing a smaller model with the masked one that it was made from."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from engine.speedup.nested import tensors_in
+
+#: Relative to the largest output, by dtype: how far outputs of the smaller model may be off.
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+class Difference(NamedTuple):
+    """How a smaller model differs from the masked one.
+
+    Attributes:
+        message: what is different, or the error.
+        failed_in: the module that failed to run, if one did.
+        stated: the error was raised by Python code, not by an operator.
+    """
+
+    message: str
+    failed_in: str | None
+    stated: bool = False
+
+
+def difference(
+    model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]], expected: Any
+) -> Difference | None:
+    """Return how the outputs on ``inputs`` differ from ``expected``, None when they do not."""
+    with _running(model) as stack:
+        try:
+            with torch.no_grad():
+                actual = model(*inputs[0], **inputs[1])
+        except Exception as error:
+            # A size that is written into the model's code shows as any kind of error.
+            return Difference(f"{type(error).__name__}: {error}", stack[-1], _is_stated(error))
+    found, wanted = tensors_in(actual), tensors_in(expected)
+    if len(found) != len(wanted):
+        return Difference(f"{len(found)} output tensors instead of {len(wanted)}", None)
+    for ours, theirs in zip(found, wanted, strict=True):
+        if ours.shape != theirs.shape:
+            shapes = f"{tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+            return Difference(f"an output has shape {shapes}", None)
+        if not theirs.is_floating_point() or not theirs.numel():
+            continue
+        scale = float(theirs.abs().max())
+        off = float((ours - theirs).abs().max())
+        if not off <= _TOLERANCE.get(theirs.dtype, 2e-2) * max(scale, 1e-30):
+            return Difference(f"outputs are off by {off:.3g} on a scale of {scale:.3g}", None)
+    return None
+
+
+def _is_stated(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = (frames[-1].line or "") if frames else ""
+    return line.startswith(("raise", "assert"))
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[list[str]]:
+    """Give the paths of the modules that run, outermost first; after an error those it left."""
+    stack = [""]
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda module, args: stack.append(path)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(path)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
