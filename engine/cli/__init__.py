@@ -17,6 +17,7 @@ COMMANDS = {
     "show": ("engine.cli.show", "show an algorithm: its configuration and an example"),
     "validate": ("engine.cli.validate", "check a configuration file"),
     "run": ("engine.cli.run", "run a one-time experiment"),
+    "analyze": ("engine.cli.analyze", "count, time and take apart a model"),
 }
 
 
