@@ -122,6 +122,8 @@ def _labels(tracer: Tracer, path: str, number: int) -> list[Tensor]:
         [labels for tracked in inputs for labels in tracked.labels if labels is not None],
         # A size of the module's input that the code took for another one of the same number.
         [given.labels for given in tracer.inputs.get(path, ()) if given.size in sizes],
+        # Or from which it computed one.
+        [given.labels for given in tracer.inputs.get(path, ())],
     )
     for labels in choices:
         going = [each for each in labels if bool(removed(tracer, each).any())]
