@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.quantizer import QuantGrad, Quantizer, QuantType
     from engine.report import layer_table
     from engine.schedule import Schedule
+    from engine.speedup import load_compressed, save_compressed
     from engine.wrapper import Wrapper
 
 _HOME = {
@@ -43,9 +44,11 @@ _HOME = {
     "create_compressor": "engine.create",
     "hookimpl": "engine.hookspecs",
     "layer_table": "engine.report",
+    "load_compressed": "engine.speedup",
     "load_masks": "engine.export",
     "load_quantized": "engine.export",
     "print_result": "engine.experiment",
+    "save_compressed": "engine.speedup",
 }
 
 __all__ = [
@@ -67,9 +70,11 @@ __all__ = [
     "create_compressor",
     "hookimpl",
     "layer_table",
+    "load_compressed",
     "load_masks",
     "load_quantized",
     "print_result",
+    "save_compressed",
 ]
 
 

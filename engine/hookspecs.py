@@ -18,10 +18,13 @@ import pluggy
 from engine.api_version import API_VERSION as API_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from engine.compressor import Compressor
     from engine.quantizer import QuantType
+    from engine.speedup import RuleLike
     from engine.wrapper import Wrapper
 
 PROJECT = "engine"
@@ -145,4 +148,17 @@ class HookSpecs:
         """An epoch begins; ``epoch`` counts from 0. Observer.
 
         Called by ``compressor.update_epoch(epoch)``, before masks are marked as due.
+        """
+
+    # -- after training ------------------------------------------------------------------------
+
+    @hookspec
+    def speedup_rules(self) -> Mapping[str | type[nn.Module], RuleLike]:
+        """Return how channels flow through operators and modules of your own. Observer.
+
+        Called by ``apply_speedup``. A key is an operator's name (``"mylib::swish"``) or a module's
+        class. For an operator the value is ``"pointwise"`` (each element from the elements at its
+        place), ``"spatial"`` (batch and channels stay apart), or a rule, see
+        ``engine.speedup.Rule``; for a class ``"zeros"``: the module goes on seeing the removed
+        channels, as zeros, the way norms do.
         """

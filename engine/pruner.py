@@ -27,6 +27,7 @@ from engine.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from engine.pruning.companions import Companion
+    from engine.speedup import SpeedupReport
 
 #: Wrappers in use by a pruner; the wrapper that a copied or unpickled layer brings along is not.
 _in_use: weakref.WeakSet[Wrapper] = weakref.WeakSet()
@@ -58,6 +59,8 @@ class Pruner(Compressor):
         self.companions: list[Companion] = []
         #: The fraction asked of each layer in this round of masks, by the wrapper's id.
         self.asked: dict[int, float] = {}
+        #: What the last :meth:`apply_speedup` did.
+        self.speedup_report: SpeedupReport | None = None
         #: How many rounds of masks there were.
         self.mask_round = 0
 
@@ -223,7 +226,7 @@ class Pruner(Compressor):
 
     def apply_speedup(
         self,
-        dummy_input: Any,
+        dummy_input: Any = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
         drop_constants: bool = False,
@@ -235,41 +238,21 @@ class Pruner(Compressor):
         channel was kept, is in ``self.speedup_report``.
 
         Args:
-            dummy_input: one tensor, or a tuple of positional arguments.
+            dummy_input: one tensor, a tuple of positional arguments, or a dict of keyword
+                arguments; by default what the pruner was given as ``dummy_input``.
             kwargs: keyword arguments.
             drop_constants: also mask the norms and biases of removed filters, whose constants keep
                 channels from being removed before padded convolutions. Outputs change; train on.
 
         Raises:
             SpeedupError: no smaller model with equal outputs was found; nothing was changed.
-        """
-        from engine import speedup
 
-        if self._stack is None or self.straight_through:
-            raise speedup.SpeedupError("call compress() first; soft masks remove nothing")
-        quantized = [w.name for w in self.wrappers if is_computed(w.module, Stage.QUANTIZE)]
-        if quantized:
-            raise speedup.SpeedupError(
-                f'layer "{quantized[0]}" is quantized: speed up before quantizing'
-            )
-        self.apply_masks()
-        numbers = [p for p in self.bound_model.parameters() if p.dim() == 1]
-        before = [p.detach().clone() for p in numbers] if drop_constants else []
-        try:
-            if drop_constants:
-                speedup.drop_constants(self.bound_model, dummy_input, kwargs)
-            self.speedup_report = speedup.speedup(
-                self.bound_model, dummy_input, kwargs, optimizer=self.optimizer
-            )
-        except BaseException:
-            with torch.no_grad():
-                for parameter, values in zip(numbers, before, strict=False):
-                    parameter.copy_(values)
-            raise
-        # The weights that masks removed are gone: there is nothing to put back.
-        self._trained = True
-        self._removed.clear()
-        return self.unwrap()
+        Warns:
+            UserWarning: nothing was removed, and why.
+        """
+        from engine.pruning.smaller import smaller
+
+        return smaller(self, dummy_input, kwargs, drop_constants=drop_constants)
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -2,16 +2,23 @@
 
 from engine.speedup.constants import drop_constants
 from engine.speedup.groups import Block, Slice, channel_blocks
+from engine.speedup.recipe import load_compressed, save_compressed
 from engine.speedup.report import LayerChange, SpeedupReport
+from engine.speedup.rules import RuleLike
 from engine.speedup.shrink import SpeedupError, speedup
+from engine.speedup.tracer import Rule
 
 __all__ = [
     "Block",
     "LayerChange",
+    "Rule",
+    "RuleLike",
     "Slice",
     "SpeedupError",
     "SpeedupReport",
     "channel_blocks",
     "drop_constants",
+    "load_compressed",
+    "save_compressed",
     "speedup",
 ]

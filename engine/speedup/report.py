@@ -26,6 +26,22 @@ class SpeedupReport(NamedTuple):
     parameters_after: int
     unknown: dict[str, str]
 
+    @property
+    def note(self) -> str:
+        """What to do when nothing could be removed, empty when something was."""
+        if self.parameters_after < self.parameters_before:
+            return ""
+        if any(layer.kept for layer in self.layers):
+            return (
+                "nothing was removed: every masked channel is still needed, see the reasons; "
+                "masks that are made with dependency_aware agree between layers"
+            )
+        return (
+            "nothing was removed: no filter or channel is zero as a whole\n"
+            "  fine-grained masks (level) leave every channel in use; filter pruners such as "
+            "l1_filter with dependency_aware remove whole channels"
+        )
+
     def __str__(self) -> str:
         header = ("LAYER", "TYPE", "BEFORE", "AFTER", "KEPT BECAUSE")
         rows = [
@@ -47,6 +63,8 @@ class SpeedupReport(NamedTuple):
         lines.append(
             f"parameters: {self.parameters_before:,} -> {self.parameters_after:,} ({share:.1%})"
         )
+        if self.note:
+            lines.append(self.note)
         if self.unknown:
             places = [f"{name} (in {path or 'the model'})" for name, path in self.unknown.items()]
             lines.append(f"operators without a rule, left as they are: {', '.join(places)}")

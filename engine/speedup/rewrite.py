@@ -89,8 +89,7 @@ def rewrite(
                 done[id(old)] = (new, cut)
             holder[slot.name] = done[id(old)][0]
     for widened in tracer.widened.values():
-        handles, _ = widen(widened, lambda labels: removed(tracer, labels))
-        snapshot.handles.extend(handles)
+        snapshot.handles.extend(widen(widened, lambda labels: removed(tracer, labels)))
     tell_sizes(tracer.model, tracer)
     return done
 

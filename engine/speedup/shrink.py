@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
-from engine.speedup import compare
+from engine.speedup import compare, recipe
 from engine.speedup.replay import Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
-from engine.speedup.rules import RULES
+from engine.speedup.rules import RuleLike, all_rules
 from engine.speedup.sizes import give_up, set_sizes
 from engine.speedup.solve import decide, removed
 from engine.speedup.tracer import Tracer
@@ -32,6 +32,7 @@ def speedup(
     kwargs: Mapping[str, Any] | None = None,
     *,
     optimizer: Optimizer | None = None,
+    rules: Mapping[str | type[nn.Module], RuleLike] | None = None,
 ) -> SpeedupReport:
     """Remove what zero weights make dead from ``model``, in place; its outputs stay the same.
 
@@ -44,11 +45,14 @@ def speedup(
         args: example inputs: one tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
         optimizer: is given the new parameters, its state sliced like them.
+        rules: how channels flow through operators and modules of your own; see the hook
+            ``speedup_rules``.
 
     Raises:
         SpeedupError: the model does not run on the example, or no smaller model with equal outputs
             was found; the model is unchanged.
     """
+    known, zeros = all_rules(rules)
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
     named = dict(kwargs or {})
     with evaluation(model):
@@ -61,7 +65,7 @@ def speedup(
             raise SpeedupError(
                 f"the model does not run on the example inputs: {type(error).__name__}: {error}"
             ) from error
-        tracer = Tracer(model, RULES)
+        tracer = Tracer(model, known, zeros=zeros)
         tracer.run(positional, named)
         checked: set[str] = set()
         while True:
@@ -78,6 +82,7 @@ def speedup(
             if difference is None:
                 if optimizer is not None:
                     update_optimizer(optimizer, done)
+                recipe.remember(model, snapshot)
                 return _report(snapshot, model, tracer, done)
             snapshot.restore()
             if difference.failed_in is not None and _unseen(model, tracer, difference.failed_in):

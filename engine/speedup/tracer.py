@@ -21,7 +21,14 @@ from engine.speedup.labels import Labels
 from engine.speedup.nested import tensors_in
 from engine.speedup.tags import Owner, Tags, owner_of, tagged
 from engine.speedup.tracked import Slot, Tracked
-from engine.speedup.widen import Widened, constant_slices, is_light, is_statistic, join
+from engine.speedup.widen import (
+    Widened,
+    constant_slices,
+    is_alike,
+    is_light,
+    join,
+    takes_statistics,
+)
 
 #: A rule looks at one finished call and returns what propagates need from outputs to inputs.
 Back = Callable[[], None]
@@ -113,6 +120,7 @@ class Tracer(TorchDispatchMode):
     Args:
         model: the model.
         rules: a rule for each operator.
+        zeros: classes of modules that go on seeing removed channels, as zeros.
         planning: ask what could be removed once it is masked, not what is masked now.
         choices: which candidate each of ``splits`` takes; the first where none is given.
 
@@ -135,10 +143,12 @@ class Tracer(TorchDispatchMode):
         model: nn.Module,
         rules: Mapping[str, Rule],
         *,
+        zeros: tuple[type[nn.Module], ...] = (),
         planning: bool = False,
         choices: Mapping[Place, int] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._zeros = zeros
         self.planning = planning
         self.splits: list[Split] = []
         self._choices = choices or {}
@@ -245,7 +255,7 @@ class Tracer(TorchDispatchMode):
         """
         handles: list[RemovableHandle] = []
         for path, module in self.model.named_modules():
-            light = path != "" and is_light(module)
+            light = path != "" and (is_light(module) or isinstance(module, self._zeros))
             handles.append(module.register_forward_pre_hook(self._enter(path, light), prepend=True))
             handles.append(
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
@@ -387,9 +397,7 @@ class Tracer(TorchDispatchMode):
             # Outside of an operator's call the mode is on: what the rules compute is not watched.
             self._watching = False
             try:
-                if is_statistic([call[1:3] for call in held.calls], args, kwargs, output) and list(
-                    self.of(args[0]).dims()
-                ):
+                if self._sees_zeros(held, args, kwargs, output):
                     self._widen(module, args, kwargs, output)
                 else:
                     for call in held.calls:
@@ -397,6 +405,12 @@ class Tracer(TorchDispatchMode):
             finally:
                 self._watching = True
         self._path.pop()
+
+    def _sees_zeros(self, held: Held, args: Any, kwargs: Any, output: Any) -> bool:
+        own = isinstance(held.module, self._zeros)
+        operators = [call[1:3] for call in held.calls]
+        alike = is_alike(args, kwargs, output)
+        return alike and (own or takes_statistics(operators)) and any(self.of(args[0]).dims())
 
     def _widen(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         """See a norm or the like as one operator, which can be given zeros for what is removed."""
@@ -440,5 +454,10 @@ def _plain_recurrent(model: nn.Module) -> Iterator[None]:
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         yield
         return
-    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-        yield
+    # Not mkldnn.flags(), which also sets TF32 and warns of it.
+    enabled = torch.backends.mkldnn.set_flags(False)[0]
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(enabled)

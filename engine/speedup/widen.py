@@ -7,7 +7,7 @@ takes the kept ones of what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ _STATISTICS = frozenset(
 )
 #: Enough random values per slice that an activation which is often zero is not taken for constant.
 _SAMPLES = 64
+#: Buffers that hold the hooks' indices, by dimension; not saved.
+_PLACE, _KEPT = "speedup_place_", "speedup_kept_"
 
 
 class Widened(NamedTuple):
@@ -45,12 +47,11 @@ def is_light(module: nn.Module) -> bool:
     return all(t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors)
 
 
-def is_statistic(calls: Sequence[tuple[Any, Any]], args: Any, kwargs: Any, output: Any) -> bool:
-    """Return whether a module that ran the operators ``calls`` can be widened: x -> y alike."""
+def is_alike(args: Any, kwargs: Any, output: Any) -> bool:
+    """Return whether a module took one tensor and returned one of the same shape."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     return (
-        any(_takes_statistics(func, given) for func, given in calls)
-        and len(tensors) == 1
+        len(tensors) == 1
         and len(args) > 0
         and tensors[0] is args[0]
         and isinstance(output, Tensor)
@@ -59,11 +60,14 @@ def is_statistic(calls: Sequence[tuple[Any, Any]], args: Any, kwargs: Any, outpu
     )
 
 
-def _takes_statistics(func: Any, args: Sequence[Any]) -> bool:
-    name = func._schema.name.removeprefix("aten::")
-    # A batch norm that uses the batch's own numbers, as instance norms do.
-    own = name == "native_batch_norm" and bool(args[5])
-    return own or name in _STATISTICS
+def takes_statistics(calls: Sequence[tuple[Any, Any]]) -> bool:
+    """Return whether an operator call, given with its arguments, is over what may be removed."""
+    for func, args in calls:
+        name = func._schema.name.removeprefix("aten::")
+        # A batch norm that uses the batch's own numbers, as instance norms do.
+        if name in _STATISTICS or (name == "native_batch_norm" and bool(args[5])):
+            return True
+    return False
 
 
 def constant_slices(
@@ -122,34 +126,52 @@ class TakeKept:
         return output
 
 
-def widen(
-    widened: Widened, gone: Callable[[Tensor], Tensor]
-) -> tuple[list[RemovableHandle], dict[int, int]]:
-    """Give the module its hooks where ``gone(labels)`` says that something goes.
-
-    Returns:
-        the hooks' handles, and by dimension how many channels the module sees as zeros.
-    """
-    places, kept, zeros = [], [], {}
+def widen(widened: Widened, gone: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
+    """Give the module its hooks where ``gone(labels)`` says that something goes; return them."""
+    zeros = {}
     for dim, labels in widened.labels.items():
         keep = ~gone(labels)
-        if bool(keep.all()):
-            continue
-        zeros[dim] = int((~keep).sum())
-        position = torch.where(keep, keep.cumsum(0) - 1, int(keep.sum()))
-        module = widened.module
-        device = next((t.device for t in module.parameters()), torch.device("cpu"))
-        for name, values in (("place", position), ("kept", keep.nonzero().flatten())):
-            module.register_buffer(f"speedup_{name}_{dim}", values.to(device), persistent=False)
-        places.append(_Place(dim, f"speedup_place_{dim}"))
-        kept.append(_Place(dim, f"speedup_kept_{dim}"))
+        if not bool(keep.all()):
+            zeros[str(dim)] = {"size": len(keep), "kept": keep.nonzero().flatten().tolist()}
+    return hook(widened.module, zeros)
+
+
+def hook(module: nn.Module, zeros: Mapping[str, Mapping[str, Any]]) -> list[RemovableHandle]:
+    """Let ``module`` see zeros where channels were removed.
+
+    Args:
+        module: takes one tensor and returns one of the same shape.
+        zeros: by dimension, how many channels the module sees (``size``) and which of them there
+            are (``kept``); plain values, as recipes hold them.
+    """
+    places, kept = [], []
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    for dim, part in zeros.items():
+        there = torch.tensor(part["kept"], dtype=torch.int64)
+        position = torch.full((part["size"],), len(there))
+        position[there] = torch.arange(len(there))
+        for name, values in ((_PLACE, position), (_KEPT, there)):
+            module.register_buffer(f"{name}{dim}", values.to(device), persistent=False)
+        places.append(_Place(int(dim), f"{_PLACE}{dim}"))
+        kept.append(_Place(int(dim), f"{_KEPT}{dim}"))
     if not places:
-        return [], {}
-    module = widened.module
+        return []
     return [
         module.register_forward_pre_hook(PutZeros(places)),
         module.register_forward_hook(TakeKept(kept)),
-    ], zeros
+    ]
+
+
+def places_of(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what :func:`hook` was given for ``module``, empty if it has no such hooks."""
+    return {
+        name.removeprefix(_KEPT): {
+            "size": len(module._buffers[_PLACE + name.removeprefix(_KEPT)]),  # type: ignore[arg-type]
+            "kept": kept.tolist(),
+        }
+        for name, kept in module._buffers.items()
+        if name.startswith(_KEPT) and kept is not None
+    }
 
 
 def join(labels: Labels, known: Widened | None, fresh: Widened) -> str:

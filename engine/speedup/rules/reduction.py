@@ -114,9 +114,10 @@ def _pin_reduced(tracer: Tracer, x: Tracked, dim: int, zeros: Tensor, reason: st
         tracer.labels.pin(labels[~zeros], reason)
 
 
-def _spatial(
+def spatial(
     tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
+    """Keep batch and channels apart, (batch, channels, ...) -> (batch, channels, ...)."""
     x = tracer.of(args[0])
     others = [tracer.of(t) for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
     rank = len(x.shape)
@@ -147,5 +148,5 @@ def _spatial(
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
-    **dict.fromkeys(_SPATIAL, _spatial),
+    **dict.fromkeys(_SPATIAL, spatial),
 }

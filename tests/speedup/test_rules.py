@@ -1,0 +1,148 @@
+"""Rules for operators and modules of one's own, and sizes that code asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import engine
+from engine import PluginError
+from engine.algorithms import L1FilterPruner
+from engine.speedup import speedup
+
+X = torch.randn(3, 4, dtype=torch.float64)
+
+
+@torch.library.custom_op("enginetest::swish", mutates_args=())
+def swish(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(swish(self.a(x)))
+
+
+def half(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        model.a.weight[:4] = 0
+        model.a.bias[:4] = 0
+    return model.double().eval()
+
+
+def test_an_unknown_operator_keeps_what_it_touches_and_is_named() -> None:
+    model = half(Own())
+    expected = model(X)
+    report = speedup(model, X)
+    assert model.a.out_features == 8
+    assert list(report.unknown) == ["enginetest::swish"]
+    torch.testing.assert_close(model(X), expected)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "spatial"])
+def test_a_rule_of_ones_own_lets_channels_through(kind: str) -> None:
+    model = half(Own())
+    expected = model(X)
+    speedup(model, X, rules={"enginetest::swish": kind})
+    assert model.a.out_features == 4
+    torch.testing.assert_close(model(X), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_plugin_of_the_stack_gives_rules() -> None:
+    class Rules:
+        @engine.hookimpl
+        def speedup_rules(self) -> dict[str, Any]:
+            return {"enginetest::swish": "pointwise"}
+
+    model = Own().double().eval()
+    pruner = L1FilterPruner(
+        model, [{"op_names": ["a"], "sparsity": 0.5}], extensions=[Rules()], dummy_input=X
+    )
+    pruner.compress()
+    pruner.apply_speedup()
+    assert model.a.out_features == 4
+
+
+class Softmax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.logsumexp(1, keepdim=True)) * (x != 0)
+
+
+def test_a_module_can_be_said_to_go_on_seeing_zeros() -> None:
+    model = nn.Sequential()
+    model.a, model.mid, model.b = nn.Linear(4, 8), Softmax(), nn.Linear(8, 2)
+    half(model)
+    expected = model(X)
+    speedup(model, X, rules={Softmax: "zeros"})
+    assert model.a.out_features == model.b.in_features == 4
+    torch.testing.assert_close(model(X), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_misspelt_rule_is_named() -> None:
+    with pytest.raises(PluginError, match='did you mean "pointwise"'):
+        speedup(half(Own()), X, rules={"enginetest::swish": "pointwis"})
+
+
+class Sizes(nn.Module):
+    """Two attributes with one value of which one is another thing, and sizes in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.depth, self.parts = 4, 4, [6, 10]
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 16)
+        self.c, self.d = nn.Linear(6, 2), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(-1, self.heads, 16 // 4)
+        y = torch.relu(y).flatten(1)
+        for _ in range(self.depth - 2):
+            y = torch.relu(y)
+        c, d = self.b(y).split(self.parts, 1)
+        return self.c(c) + self.d(d)
+
+
+def test_the_attribute_that_was_asked_is_changed_and_no_other() -> None:
+    torch.manual_seed(0)
+    model = Sizes().double().eval()
+    with torch.no_grad():
+        for layer, rows in ((model.a, slice(0, 8)), (model.b, [0, 1, 6, 7, 8])):
+            layer.weight[rows] = 0
+            layer.bias[rows] = 0
+    expected = model(X)
+    speedup(model, X)
+    assert (model.heads, model.depth, model.parts) == (2, 4, [4, 7])
+    assert (model.a.out_features, model.b.out_features) == (8, 11)
+    torch.testing.assert_close(model(X), expected, rtol=1e-10, atol=1e-12)
+
+
+class Branches(nn.Module):
+    """Which layer runs depends on the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.yes, self.no = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        return self.yes(y) if x[0, 0] > 0 else self.no(y)
+
+
+def test_a_branch_that_the_example_did_not_take_is_made_smaller_too() -> None:
+    torch.manual_seed(3)
+    model = half(Branches())
+    inputs = [torch.full((3, 4), value, dtype=torch.float64) for value in (1.0, -1.0)]
+    expected = [model(x) for x in inputs]
+    for seed in range(4):  # the check's values take either branch
+        torch.manual_seed(seed)
+        copy = half(Branches())
+        copy.load_state_dict(model.state_dict())
+        speedup(copy, inputs[0])
+        assert copy.a.out_features in (4, 8)
+        torch.testing.assert_close(copy(inputs[0]), expected[0])
