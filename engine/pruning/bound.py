@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from engine.pruning.companions import Companion, Source
 from engine.wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from engine.speedup import Slice
+    from engine.speedup import Block, Member
 
 
 class Group:
@@ -24,17 +24,15 @@ class Group:
         owner: by member, int64 (filters,): which shared channel each filter makes; -1 where none,
             so that it cannot be removed.
         count: number of shared channels.
-        parts: by shared channel, all slices of parameters that go with it.
+        blocks: what goes with the shared channels, which are numbered through the blocks.
         companions: what is masked with them.
     """
 
-    def __init__(
-        self, members: list[Wrapper], owner: list[Tensor], parts: list[tuple[Slice, ...]]
-    ) -> None:
+    def __init__(self, members: list[Wrapper], owner: list[Tensor], blocks: list[Block]) -> None:
         self.members = members
         self.owner = owner
-        self.parts = parts
-        self.count = len(parts)
+        self.blocks = blocks
+        self.count = sum(block.count for block in blocks)
         self.companions: list[Companion] = []
 
     @property
@@ -110,47 +108,48 @@ def bound_groups(
     from engine.speedup import channel_blocks
 
     by_module = {id(w.module): place for place, w in reversed(list(enumerate(wrappers)))}
-    channels = [
-        channel for block in channel_blocks(model, args, kwargs) for channel in block.channels
-    ]
-    filters: list[dict[int, list[int]]] = []
-    whole: list[bool] = []
-    for channel in channels:
-        mine: dict[int, list[int]] = {}
+    blocks = []
+    for block in channel_blocks(model, args, kwargs):
+        filters: dict[int, list[Member]] = {}
         complete = True
-        for part in channel:
-            slot = part.tracked.slots[0]
+        for member in block.members:
+            slot = member.tracked.slots[0]
             place = by_module.get(id(slot.module))
-            if (
-                place is not None
-                and slot.name == "weight"
-                and (part.makes or part.tensor.dim() == 1)
-            ):
-                mine.setdefault(place, []).extend(part.indices)
-            elif part.makes:
+            is_filter = member.makes or member.tensor.dim() == 1
+            if place is not None and slot.name == "weight" and is_filter:
+                filters.setdefault(place, []).append(member)
+            elif member.makes:
                 complete = False
-        filters.append(mine)
-        whole.append(complete)
+        if filters:
+            blocks.append(_Filters(block, filters, complete))
     groups = []
-    for places, numbers in _connected(filters, len(wrappers)):
-        local = {number: i for i, number in enumerate(numbers)}
+    for places, numbers in _connected([set(b.filters) for b in blocks], len(wrappers)):
+        mine = [blocks[number] for number in numbers]
         owner = [torch.full((Channels(wrappers[p].module).count,), -1) for p in places]
-        for number in numbers:
-            for place, rows in filters[number].items():
-                owner[places.index(place)][rows] = local[number]
-        group = Group([wrappers[p] for p in places], owner, [channels[n] for n in numbers])
-        complete_ones = [number for number in numbers if whole[number]]
-        group.companions = _companions(
-            [(filters[n], channels[n]) for n in complete_ones], wrappers, by_module
-        )
+        first = 0
+        for each in mine:
+            for place, members in each.filters.items():
+                for member in members:
+                    owner[places.index(place)][member.indices] = first + member.channel
+            first += each.block.count
+        group = Group([wrappers[p] for p in places], owner, [each.block for each in mine])
+        for each in mine:
+            if each.complete:
+                group.companions += _companions(each, wrappers, by_module)
         groups.append(group)
     return groups
 
 
-def _connected(
-    filters: Sequence[Mapping[int, Any]], count: int
-) -> list[tuple[list[int], list[int]]]:
-    """Return the sets of layers that share channels, each with its channels."""
+class _Filters(NamedTuple):
+    """A block with the filters of wrapped layers in it; ``complete`` if no others make it."""
+
+    block: Block
+    filters: dict[int, list[Member]]
+    complete: bool
+
+
+def _connected(blocks: Sequence[set[int]], count: int) -> list[tuple[list[int], list[int]]]:
+    """Return the sets of layers that share blocks, each with its blocks' numbers."""
     parent = list(range(count))
 
     def find(place: int) -> int:
@@ -159,44 +158,37 @@ def _connected(
             place = parent[place]
         return place
 
-    for mine in filters:
-        first, *others = sorted(mine) or [-1]
+    for places in blocks:
+        first, *others = sorted(places)
         for other in others:
             parent[find(other)] = find(first)
     members: dict[int, list[int]] = {}
     for place in range(count):
         members.setdefault(find(place), []).append(place)
     numbers: dict[int, list[int]] = {}
-    for number, mine in enumerate(filters):
-        if mine:
-            numbers.setdefault(find(min(mine)), []).append(number)
+    for number, places in enumerate(blocks):
+        numbers.setdefault(find(min(places)), []).append(number)
     return [(members[root], numbers[root]) for root in numbers]
 
 
 def _companions(
-    channels: Sequence[tuple[Mapping[int, list[int]], Any]],
-    wrappers: Sequence[Wrapper],
-    by_module: Mapping[int, int],
+    filters: _Filters, wrappers: Sequence[Wrapper], by_module: Mapping[int, int]
 ) -> list[Companion]:
-    """Return the parameters that only carry these channels on, with what makes each element."""
-    found: dict[tuple[int, str, int], tuple[Any, list[int], list[Mapping[int, list[int]]]]] = {}
-    for mine, channel in channels:
-        for part in channel:
-            slot = part.tracked.slots[0]
-            own = id(slot.module) in by_module and slot.name in ("weight", "bias")
-            if own or not part.is_parameter or part.makes or part.reads:
-                continue
-            key = (id(slot.module), slot.name, part.dim)
-            _, places, makers = found.setdefault(key, (slot, [], []))
-            places.extend(part.indices)
-            makers.extend([mine] * len(part.indices))
+    """Return the parameters that only carry a block's channels on, with what makes them."""
+    rows: dict[int, Tensor] = {}
+    for place, members in filters.filters.items():
+        # Of several filters that make one channel any will do: they are masked together.
+        rows[place] = torch.zeros(filters.block.count, dtype=torch.int64)
+        for member in members:
+            rows[place][member.channel] = member.indices
     companions = []
-    for (_, name, dim), (slot, places, makers) in found.items():
-        used = sorted({place for mine in makers for place in mine})
-        if any(set(mine) != set(used) for mine in makers):
+    for member in filters.block.members:
+        slot = member.tracked.slots[0]
+        own = id(slot.module) in by_module and slot.name in ("weight", "bias")
+        if own or not member.is_parameter or member.makes or member.reads:
             continue
-        sources = [Source(wrappers[p], torch.tensor([mine[p][0] for mine in makers])) for p in used]
+        sources = [Source(wrappers[p], rows[p][member.channel]) for p in sorted(rows)]
         companions.append(
-            Companion(slot.path, slot.module, name, dim, torch.tensor(places), sources)
+            Companion(slot.path, slot.module, slot.name, member.dim, member.indices, sources)
         )
     return companions

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.pruning.bound import Group
+
+if TYPE_CHECKING:
+    from engine.speedup import Block
 
 #: What a budget may be counted in.
 UNITS = ("parameters", "flops", "filters")
@@ -35,6 +38,8 @@ class Budget:
         self._unit = unit
         self._price: dict[int, float] = {}
         self._total = 0.0
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._of_block: dict[int, list[tuple[int, float, int, list[int]]]] = {}
         flops: dict[str, float] = {}
         if unit == "flops":
             from engine.analysis import count_flops_params
@@ -92,13 +97,28 @@ class Budget:
         return kept
 
     def _remove(self, group: Group, channel: int, left: dict[int, list[int]]) -> float:
+        for block in group.blocks:
+            if channel < block.count:
+                break
+            channel -= block.count
         gone = 0.0
-        for part in group.parts[channel]:
-            if not part.is_parameter or part.tracked.whole:
-                continue
-            tensor = part.tensor
-            shape = left.setdefault(id(tensor), list(tensor.shape))
-            others = math.prod(n for d, n in enumerate(shape) if d != part.dim)
-            gone += self._price.get(id(tensor), 0.0) * len(part.indices) * others
-            shape[part.dim] -= len(part.indices)
+        for key, price, dim, counts in self._parts(block):
+            shape = left.setdefault(key, list(self._shapes[key]))
+            others = math.prod(n for d, n in enumerate(shape) if d != dim)
+            gone += price * counts[channel] * others
+            shape[dim] -= counts[channel]
         return gone
+
+    def _parts(self, block: Block) -> list[tuple[int, float, int, list[int]]]:
+        """Return by parameter its key, price, dimension and elements for each channel."""
+        if id(block) not in self._of_block:
+            parts = []
+            for member in block.members:
+                if member.is_parameter and not member.tracked.whole:
+                    tensor = member.tensor
+                    self._shapes[id(tensor)] = tuple(tensor.shape)
+                    counts = torch.bincount(member.channel, minlength=block.count).tolist()
+                    price = self._price.get(id(tensor), 0.0)
+                    parts.append((id(tensor), price, member.dim, counts))
+            self._of_block[id(block)] = parts
+        return self._of_block[id(block)]

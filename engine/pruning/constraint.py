@@ -13,7 +13,8 @@ from engine.hookspecs import hookimpl
 from engine.pruner import Pruner
 from engine.pruning.bound import Group, bound_groups
 from engine.pruning.channels import Channels
-from engine.pruning.masks import wide
+from engine.pruning.masks import prune_count, wide
+from engine.pruning.structured import FilterPruner
 from engine.wrapper import Wrapper
 
 
@@ -156,16 +157,20 @@ class GroupConstraint:
         pruner = self._pruner
         assert pruner is not None
         target = pruner.asked.get(id(wrapper), wrapper.sparsity or 0.0)
-        masks = pruner.own_mask(wrapper, target)
-        if masks is None or "weight_mask" not in masks:
-            return None
         channels = Channels(wrapper.module)
-        kept = channels.rows(masks["weight_mask"]).any(dim=1)
-        removed = int((~kept).sum())
-        scorer = next((p for p in pruner._participants() if hasattr(p, "filter_importance")), None)
-        if scorer is not None:
+        scorer = next((p for p in pruner._participants() if isinstance(p, FilterPruner)), None)
+        importance: Tensor | None
+        if scorer is not None and type(scorer).calc_mask is FilterPruner.calc_mask:
             importance = scorer.filter_importance(wrapper, channels)
+            if importance is None:
+                return None
+            removed = prune_count(channels.count, target)
         else:
+            masks = pruner.own_mask(wrapper, target)
+            if masks is None or "weight_mask" not in masks:
+                return None
+            kept = channels.rows(masks["weight_mask"]).any(dim=1)
+            removed = int((~kept).sum())
             # Filters that the mask keeps come after those that it removes, by their norm.
             norms = wide(channels.rows(wrapper.weight.detach())).norm(dim=1)
             importance = kept + norms / (norms.max() * 2).clamp(min=torch.finfo(norms.dtype).tiny)

@@ -1,7 +1,7 @@
 """Speedup: a masked model becomes physically smaller, with the same outputs."""
 
 from engine.speedup.constants import drop_constants
-from engine.speedup.groups import Block, Slice, channel_blocks
+from engine.speedup.groups import Block, Member, Slice, channel_blocks
 from engine.speedup.recipe import load_compressed, save_compressed
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rules import RuleLike
@@ -11,6 +11,7 @@ from engine.speedup.tracer import Rule
 __all__ = [
     "Block",
     "LayerChange",
+    "Member",
     "Rule",
     "RuleLike",
     "Slice",

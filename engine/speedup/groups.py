@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.speedup.rules import RULES
@@ -29,12 +31,11 @@ _CONTRACTIONS = (
 )
 
 
-class Slice(NamedTuple):
-    """Indices of one dimension of one parameter or buffer."""
+class Part:
+    """One dimension of one parameter or buffer."""
 
     tracked: Tracked
     dim: int
-    indices: tuple[int, ...]
 
     @property
     def tensor(self) -> Tensor:
@@ -66,18 +67,62 @@ class Slice(NamedTuple):
         return self.tensor.dim() > 1 and not self.makes and isinstance(slot.module, _CONTRACTIONS)
 
 
-class Block(NamedTuple):
-    """Layers bound together: ``channels[i]`` is all that goes when their i-th channel goes."""
+class Slice(Part):
+    """Indices of one dimension of one parameter or buffer."""
 
-    channels: tuple[tuple[Slice, ...], ...]
+    def __init__(self, tracked: Tracked, dim: int, indices: tuple[int, ...]) -> None:
+        self.tracked = tracked
+        self.dim = dim
+        self.indices = indices
+
+
+class Member(Part):
+    """What a block has of one dimension of one parameter or buffer.
+
+    Attributes:
+        indices: int64 (n,), the indices along ``dim``.
+        channel: int64 (n,), the block's channel that each belongs to.
+    """
+
+    def __init__(self, tracked: Tracked, dim: int, indices: Tensor, channel: Tensor) -> None:
+        self.tracked = tracked
+        self.dim = dim
+        self.indices = indices
+        self.channel = channel
+
+
+class Block:
+    """Layers bound together.
+
+    Attributes:
+        members: what of which parameters and buffers goes with the channels.
+        count: the number of channels.
+    """
+
+    def __init__(self, members: list[Member], count: int) -> None:
+        self.members = members
+        self.count = count
+
+    @cached_property
+    def channels(self) -> tuple[tuple[Slice, ...], ...]:
+        """``channels[i]`` is all that goes when the i-th channel goes."""
+        channels: list[list[Slice]] = [[] for _ in range(self.count)]
+        for member in self.members:
+            order = member.channel.argsort(stable=True)
+            sizes = torch.bincount(member.channel, minlength=self.count).tolist()
+            for place, indices in enumerate(member.indices[order].split(sizes)):
+                if len(indices):
+                    part = Slice(member.tracked, member.dim, tuple(indices.tolist()))
+                    channels[place].append(part)
+        return tuple(map(tuple, channels))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters that the block touches, as ``layer.parameter``."""
         return tuple(
             dict.fromkeys(
-                ".".join(filter(None, (s.tracked.slots[0].path, s.tracked.slots[0].name)))
-                for s in self.channels[0]
+                ".".join(filter(None, (m.tracked.slots[0].path, m.tracked.slots[0].name)))
+                for m in self.members
             )
         )
 
@@ -116,23 +161,60 @@ def channel_blocks(
         kwargs: keyword arguments.
     """
     tracer = plan(model, args, kwargs)
-    classes: dict[int, dict[tuple[int, int], list[int]]] = {}
-    owners: dict[int, Tracked] = {}
+    sides: list[tuple[Tracked, int, Tensor]] = []
     for tracked in tracer.parameters:
-        owners[id(tracked)] = tracked
+        grouped = tracked.grouped
         for dim in tracked.dims():
             labels = tracked.labels[dim]
             assert labels is not None
-            if dim in tracked.scaled:
-                continue
-            if tracked.grouped is not None and dim == (0 if tracked.grouped.transposed else 1):
-                continue
-            pinned = tracer.labels.pinned(labels)
-            for index, root in enumerate(tracer.labels.roots(labels).tolist()):
-                if not pinned[index]:
-                    classes.setdefault(root, {}).setdefault((id(tracked), dim), []).append(index)
-    blocks: dict[frozenset[tuple[int, int]], list[tuple[Slice, ...]]] = {}
-    for members in classes.values():
-        slices = tuple(Slice(owners[i], d, tuple(x)) for (i, d), x in members.items())
-        blocks.setdefault(frozenset(members), []).append(slices)
-    return [Block(tuple(channels)) for channels in blocks.values()]
+            shared = grouped is not None and dim == (0 if grouped.transposed else 1)
+            if dim not in tracked.scaled and not shared:
+                sides.append((tracked, dim, labels))
+    if not sides:
+        return []
+    # One row for each index that can go: its label's class, the side it is on, the index.
+    labels = torch.cat([labels for *_, labels in sides])
+    sizes = torch.tensor([len(labels) for *_, labels in sides])
+    side = torch.arange(len(sides)).repeat_interleave(sizes)
+    index = torch.cat([torch.arange(size) for size in sizes.tolist()])
+    free = ~tracer.labels.pinned(labels)
+    side, index = side[free], index[free]
+    classes, of_class = tracer.labels.roots(labels)[free].unique(return_inverse=True)
+    # A block is the classes that are on the same sides: told by the sum of random numbers.
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(1 << 62, (len(sides),), generator=generator)
+    pairs = (of_class * len(sides) + side).unique()
+    signature = torch.zeros(len(classes), dtype=torch.int64)
+    signature.index_add_(0, pairs // len(sides), numbers[pairs % len(sides)])
+    _, block_of_class = signature.unique(return_inverse=True)
+    rank = _rank_within(block_of_class)
+    return _blocks(sides, side, index, block_of_class[of_class], rank[of_class])
+
+
+def _rank_within(groups: Tensor) -> Tensor:
+    """Return, for each element, how many elements of its group are before it."""
+    order = groups.argsort(stable=True)
+    counts = torch.bincount(groups)
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(groups)
+    rank[order] = torch.arange(len(groups)) - starts[groups[order]]
+    return rank
+
+
+def _blocks(
+    sides: Sequence[tuple[Tracked, int, Tensor]],
+    side: Tensor,
+    index: Tensor,
+    block: Tensor,
+    channel: Tensor,
+) -> list[Block]:
+    """Return the blocks from rows that are sorted by side."""
+    members: dict[int, list[Member]] = {}
+    counts: dict[int, int] = {}
+    stops = torch.bincount(side, minlength=len(sides)).cumsum(0).tolist()
+    for (tracked, dim, _), start, stop in zip(sides, [0, *stops], stops, strict=False):
+        for number in block[start:stop].unique().tolist():
+            mine = (block[start:stop] == number).nonzero().flatten() + start
+            members.setdefault(number, []).append(Member(tracked, dim, index[mine], channel[mine]))
+            counts[number] = max(counts.get(number, 0), int(channel[mine].max()) + 1)
+    return [Block(members[number], counts[number]) for number in members]

@@ -14,16 +14,20 @@ class Labels:
 
     A label stands for one thing that can be removed: an output channel, a feature, a head. Two
     indices, in whatever tensors, have the same label when neither can be removed without the other.
+    Questions about many labels are answered from tables, made anew after labels were merged.
     """
 
     def __init__(self) -> None:
         self._parent: list[int] = [FIXED]
         self._reasons: dict[int, str] = {FIXED: "its size is part of the computation"}
+        self._roots: Tensor | None = None
+        self._pinned: Tensor | None = None
 
     def fresh(self, count: int) -> Tensor:
         """Return ``count`` new labels, int64 (count,)."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
+        self._roots = self._pinned = None
         return torch.arange(first, first + count)
 
     def find(self, label: int) -> int:
@@ -38,20 +42,33 @@ class Labels:
 
     def roots(self, labels: Tensor) -> Tensor:
         """Return the representatives of many labels, int64 of the same shape."""
-        unique, inverse = labels.unique(return_inverse=True)
-        return torch.tensor([self.find(x) for x in unique.tolist()], dtype=torch.int64)[inverse]
+        if self._roots is None:
+            roots = torch.tensor(self._parent)
+            while not torch.equal(roots, higher := roots[roots]):
+                roots = higher
+            self._roots = roots
+        return self._roots[labels]
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Merge labels pairwise; both int64 (n,)."""
         if left is right or torch.equal(left, right):
             return
+        parent, find, reasons = self._parent, self.find, self._reasons
+        merged = False
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            a, b = self.find(a), self.find(b)
+            # Most labels are their own representative or one step from it.
+            a, b = parent[a], parent[b]
+            if a == b:
+                continue
+            a, b = find(a), find(b)
             if a != b:
-                low, high = min(a, b), max(a, b)
-                if high in self._reasons:
-                    self._reasons.setdefault(low, self._reasons[high])
-                self._parent[high] = low
+                low, high = (a, b) if a < b else (b, a)
+                if high in reasons:
+                    reasons.setdefault(low, reasons[high])
+                parent[high] = low
+                merged = True
+        if merged:
+            self._roots = self._pinned = None
 
     def unite_all(self, labels: Tensor) -> None:
         """Merge all of ``labels`` into one class."""
@@ -62,7 +79,11 @@ class Labels:
     def pin(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay, and why; the first reason is kept."""
         for label in labels.unique().tolist():
-            self._reasons.setdefault(self.find(label), reason)
+            root = self.find(label)
+            if root not in self._reasons:
+                self._reasons[root] = reason
+                if self._pinned is not None:
+                    self._pinned[root] = True
 
     def reason(self, label: int) -> str | None:
         """Return why ``label`` must stay, None when it need not."""
@@ -70,6 +91,8 @@ class Labels:
 
     def pinned(self, labels: Tensor) -> Tensor:
         """Return which of ``labels`` must stay, bool of the same shape."""
-        unique, inverse = labels.unique(return_inverse=True)
-        flags = [self.find(label) in self._reasons for label in unique.tolist()]
-        return torch.tensor(flags, dtype=torch.bool)[inverse]
+        roots = self.roots(labels)
+        if self._pinned is None:
+            self._pinned = torch.zeros(len(self._parent), dtype=torch.bool)
+            self._pinned[torch.tensor(list(self._reasons))] = True
+        return self._pinned[roots]

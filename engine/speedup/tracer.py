@@ -192,6 +192,7 @@ class Tracer(TorchDispatchMode):
             labels = [self.labels.fresh(n) if n > 1 else None for n in tensor.shape]
             known = Tracked(tensor.shape, labels, constant=True, origin=slots[0].path)
             known.slots = slots
+            known.unseen = set(known.dims())
             self.parameters.append(known)
         self._known[tensor] = known
         return known
@@ -226,6 +227,16 @@ class Tracer(TorchDispatchMode):
     def owner(self, size: int, place: int, count: int) -> Owner | None:
         """Return the attribute that the call took ``size``, number ``place`` of ``count``, from."""
         return owner_of(self._given, size, place, count)
+
+    def join(self, tracked: Tracked, dim: int, labels: Tensor) -> None:
+        """Say that the indices of ``dim`` go with ``labels``; ``dim`` has labels of its own."""
+        own = tracked.labels[dim]
+        assert own is not None
+        if dim in tracked.unseen:
+            tracked.labels[dim] = labels
+            tracked.unseen.discard(dim)
+        else:
+            self.labels.unite(labels, own)
 
     def pin_values(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay because of values that a mask would make zero."""
@@ -324,6 +335,8 @@ class Tracer(TorchDispatchMode):
             name != "cat" and any(not t.numel() for t in tensors_in((args, kwargs)))
         )
         back = rule(self, func, args, kwargs, output) if rule is not None and not empty else None
+        for tracked in inputs:
+            tracked.unseen.clear()
         for tensor in shared:
             seen = self.of(tensor)
             fresh = self.put(tensor, Tracked(seen.shape, seen.labels, seen.dead))
@@ -455,9 +468,9 @@ def _plain_recurrent(model: nn.Module) -> Iterator[None]:
         yield
         return
     # Not mkldnn.flags(), which also sets TF32 and warns of it.
-    enabled = torch.backends.mkldnn.set_flags(False)[0]
+    enabled = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)[0]
     try:
         with torch.backends.cudnn.flags(enabled=False):
             yield
     finally:
-        torch.backends.mkldnn.set_flags(enabled)
+        torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)

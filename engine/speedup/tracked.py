@@ -42,6 +42,7 @@ class Tracked:
         slots: where it is stored, for a parameter or buffer; empty for an activation.
         base: the parameter that this tensor is a view of, if any.
         grouped: for the weight of a grouped convolution, its channels.
+        unseen: dimensions of a parameter whose labels nothing else refers to yet.
         whole: the parameter keeps its size whatever goes; its module sees zeros there.
         scaled: dimensions in which another parameter scales it, so that a mask needs only that one.
         stale: the operator that changed its memory through a view, and what it wrote.
@@ -67,6 +68,7 @@ class Tracked:
         self.base: Tracked | None = None
         self.grouped: Grouped | None = None
         self.whole = False
+        self.unseen: set[int] = set()
         self.scaled: set[int] = set()
         self.stale: tuple[str, list[Tracked]] | None = None
         self.origin = origin

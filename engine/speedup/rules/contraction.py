@@ -18,7 +18,7 @@ def _meet(tracer: Tracer, a: Tracked, i: int, b: Tracked, j: int, name: str) -> 
     """Unite the labels of two dimensions of equal size; a fixed one fixes the other."""
     left, right = a.labels[i], b.labels[j]
     if left is not None and right is not None:
-        tracer.labels.unite(left, right)
+        tracer.join(b, j, left)
     elif left is not None or right is not None:
         labels = left if left is not None else right
         assert labels is not None
@@ -46,8 +46,12 @@ def _convolution(
     inside, outside = (0, 1) if transposed else (1, 0)
     per_in, per_out = x.shape[1] // groups, output.shape[1] // groups
     dead_in = tx.flags(1)
-    if tw.constant:
-        nonzero = (weight != 0).flatten(2).any(dim=2)
+    if tracer.planning:
+        # What could be masked: nothing is zero yet, as far as it matters.
+        nonzero = torch.ones(weight.shape[:2], dtype=torch.bool)
+    elif tw.constant:
+        kernels = weight.flatten(2)
+        nonzero = (kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().amax(dim=2)) != 0
     else:
         zero_rows, zero_columns = (zero_slices(weight, tw, d) for d in (0, 1))
         nonzero = ~(zero_rows[:, None] | zero_columns)
@@ -71,7 +75,7 @@ def _convolution(
     lo: Tensor | None = tw.labels[outside]
     if groups == 1:
         if lx is not None and tw.labels[inside] is not None:
-            tracer.labels.unite(lx, tw.labels[inside])  # type: ignore[arg-type]
+            tracer.join(tw, inside, lx)
     else:
         lo = _grouped(tracer, tx, lx, tw, outside, transposed, groups, dead_out)
     if lo is not None:

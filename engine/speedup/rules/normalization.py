@@ -25,7 +25,7 @@ def _batch_norm(
         dead |= (weight == 0).cpu()
     for _, t in numbers:
         if labels is not None and t.labels and t.labels[0] is not None:
-            tracer.labels.unite(labels, t.labels[0])
+            tracer.join(t, 0, labels)
         else:
             tracer.pin(t, "the norm's input is fixed")
             if labels is not None:
