@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class Labels:
     """
 
     def __init__(self) -> None:
-        self._parent: list[int] = [FIXED]
+        self._parent = array("q", [FIXED])
         self._reasons: dict[int, str] = {FIXED: "its size is part of the computation"}
         self._roots: Tensor | None = None
         self._pinned: Tensor | None = None
@@ -43,7 +45,8 @@ class Labels:
     def roots(self, labels: Tensor) -> Tensor:
         """Return the representatives of many labels, int64 of the same shape."""
         if self._roots is None:
-            roots = torch.tensor(self._parent)
+            # A copy: an array whose memory somebody else holds cannot grow.
+            roots = torch.frombuffer(self._parent, dtype=torch.int64).clone()
             while not torch.equal(roots, higher := roots[roots]):
                 roots = higher
             self._roots = roots
