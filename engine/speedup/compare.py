@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from engine.speedup.nested import tensors_in
 
@@ -30,6 +31,20 @@ class Difference(NamedTuple):
     stated: bool = False
 
 
+def run(model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]]) -> Any:
+    """Return the model's output on copies of ``inputs``, with the same random numbers each time."""
+    args, kwargs = copied(inputs)
+    devices = {t.device.index or 0 for t in tensors_in(inputs) if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        return model(*args, **kwargs)
+
+
+def copied(inputs: Any) -> Any:
+    """Return ``inputs`` with every tensor copied: a model may change what it is given."""
+    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
+
+
 def difference(
     model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]], expected: Any
 ) -> Difference | None:
@@ -37,7 +52,7 @@ def difference(
     with _running(model) as stack:
         try:
             with torch.no_grad():
-                actual = model(*inputs[0], **inputs[1])
+                actual = run(model, inputs)
         except Exception as error:
             # A size that is written into the model's code shows as any kind of error.
             return Difference(f"{type(error).__name__}: {error}", stack[-1], _is_stated(error))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.speedup.compare import copied
 from engine.speedup.rules import RULES
 from engine.speedup.shrink import evaluation
 from engine.speedup.tracer import Place, Tracer
@@ -138,7 +139,7 @@ def plan(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -
     while True:
         tracer = Tracer(model, RULES, planning=True, choices=choices)
         with evaluation(model):
-            tracer.run(positional, dict(kwargs or {}))
+            tracer.run(*copied((positional, dict(kwargs or {}))))
         bound = [
             split
             for split in tracer.splits

@@ -53,6 +53,12 @@ def speedup(
             was found; the model is unchanged.
     """
     known, zeros = all_rules(rules)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
+            raise SpeedupError(
+                f'"{name or "the model"}" is a {type(module).__name__}, which cannot be followed; '
+                "speed up the model that it was made from, then script or compile that"
+            )
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
     named = dict(kwargs or {})
     with evaluation(model):
@@ -60,13 +66,18 @@ def speedup(
         snapshot = Snapshot(model)
         try:
             with torch.no_grad():
-                expected = model(*check[0], **check[1])
+                expected = compare.run(model, check)
         except Exception as error:
             raise SpeedupError(
                 f"the model does not run on the example inputs: {type(error).__name__}: {error}"
             ) from error
         tracer = Tracer(model, known, zeros=zeros)
-        tracer.run(positional, named)
+        try:
+            tracer.run(*compare.copied((positional, named)))
+        except Exception as error:
+            raise SpeedupError(
+                f"the model cannot be followed while it runs: {type(error).__name__}: {error}"
+            ) from error
         checked: set[str] = set()
         while True:
             try:
@@ -75,7 +86,7 @@ def speedup(
                 difference = compare.difference(model, check, expected)
                 culprit = None
                 if difference is not None:
-                    culprit = Replay(model, tracer).run(*check)
+                    culprit = Replay(model, tracer).run(*compare.copied(check))
             except BaseException:
                 snapshot.restore()
                 raise
@@ -87,7 +98,7 @@ def speedup(
             snapshot.restore()
             if difference.failed_in is not None and _unseen(model, tracer, difference.failed_in):
                 # The example took another branch than these values: both must be known.
-                tracer.run(*check)
+                tracer.run(*compare.copied(check))
                 continue
             if not give_up(model, tracer, difference, culprit, changed, checked):
                 raise SpeedupError(

@@ -433,3 +433,10 @@ def test_drop_constants_touches_only_channels_without_filters() -> None:
     assert drop_constants(model, x) == 2
     assert torch.equal(model.a.bias[:2], torch.zeros(2, dtype=torch.float64))
     assert torch.equal(model.a.bias[2:], bias[2:])
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, torch.compile])
+def test_compiled_models_are_refused_with_what_to_do(wrap: Callable[..., Any]) -> None:
+    model = wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    with pytest.raises(SpeedupError, match="speed up the model that it was made from"):
+        speedup(model, torch.randn(2, 4))
