@@ -124,6 +124,27 @@ def _repeat(
     return put_like(tracer, output, args[0], dims)[1]
 
 
+def _unfold(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Windows along one dimension, which becomes two; the others stay."""
+    rank, dim = args[0].dim(), args[1] % args[0].dim()
+    tracer.pin(tracer.of(args[0]), "windows are taken along it", [dim])
+    dims = [None if d == dim else d for d in range(rank)]
+    return put_like(tracer, output, args[0], [*dims, None])[1]
+
+
+def _complex(
+    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Real and imaginary part: a last dimension of two comes or goes."""
+    shared = min(args[0].dim(), output.dim())
+    dims: list[int | None] = list(range(shared))
+    if output.dim() > shared:
+        dims.append(None)
+    return put_like(tracer, output, args[0], dims)[1]
+
+
 _Function = Callable[..., Back | None]
 _GROUPS: dict[_Function, str] = {
     _permute: "permute transpose swapaxes t numpy_T",
@@ -132,5 +153,7 @@ _GROUPS: dict[_Function, str] = {
     _select: "select",
     _unbind: "unbind",
     _repeat: "repeat",
+    _unfold: "unfold",
+    _complex: "view_as_complex view_as_real",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

@@ -95,7 +95,10 @@ def _along_dimension(
     """Softmax, cumulative sums and sorting: all of one dimension together."""
     x = tracer.of(args[0])
     rank = len(x.shape)
-    given = next((a for a in args[1:] if isinstance(a, int)), kwargs.get("dim", -1))
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim", -1)
+    if any(tensor.dim() != rank for tensor in tree_leaves(output)):
+        return None
     dim = given % rank if rank else 0
     name = func._schema.name.removeprefix("aten::")
     for tensor in tree_leaves(output):
@@ -129,7 +132,8 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("native_layer_norm", "native_group_norm"), _whole),
     **dict.fromkeys(
-        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort"),
+        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "cummax",
+         "cummin", "topk", "kthvalue", "logcumsumexp"),
         _along_dimension,
     ),
 }  # fmt: skip
