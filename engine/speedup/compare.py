@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -31,13 +31,21 @@ class Difference(NamedTuple):
     stated: bool = False
 
 
-def run(model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]]) -> Any:
-    """Return the model's output on copies of ``inputs``, with the same random numbers each time."""
+def run(
+    model: nn.Module,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    mode: AbstractContextManager[Any] | None = None,
+) -> Any:
+    """Return the model's output on copies of ``inputs``, with the same random numbers each time.
+
+    The model, and nothing else, runs inside ``mode``.
+    """
     args, kwargs = copied(inputs)
     devices = {t.device.index or 0 for t in tensors_in(inputs) if t.device.type == "cuda"}
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        return model(*args, **kwargs)
+        with mode or nullcontext():
+            return model(*args, **kwargs)
 
 
 def copied(inputs: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.speedup.compare import copied
 from engine.speedup.rules import RULES
-from engine.speedup.shrink import evaluation
+from engine.speedup.shrink import evaluation, refuse_compiled
 from engine.speedup.tracer import Place, Tracer
 from engine.speedup.tracked import Tracked
 
@@ -134,6 +134,7 @@ def plan(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -
     Where a dimension is split (into heads and head features, channels and positions) any part may
     be what can be removed. If the likeliest one turns out to be bound, the next is tried.
     """
+    refuse_compiled(model)
     choices: dict[Place, int] = {}
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
     while True:

@@ -10,20 +10,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from engine.speedup import compare
 from engine.speedup.nested import tensors_in
 from engine.speedup.solve import removed
-from engine.speedup.tracer import Tracer
-from engine.speedup.tracked import Tracked
+from engine.speedup.tracer import Record, Tracer
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
 
-class Replay(TorchDispatchMode):
-    """Runs a smaller model beside the recorded calls, up to the first whose shape is unexpected.
+class _Beside(TorchDispatchMode):
+    """Runs a model beside the recorded calls.
 
     Calls are matched by module and by their place among the module's calls, so that a module whose
     forward was replaced does not disturb the others.
-
-    Attributes:
-        culprit: the number of the recorded call that failed, None while there is none.
     """
 
     def __init__(self, model: nn.Module, tracer: Tracer) -> None:
@@ -32,62 +31,123 @@ class Replay(TorchDispatchMode):
         self._tracer = tracer
         self._path = [""]
         self._done: dict[str, int] = {}
-        self.culprit: int | None = None
+
+    def _next(self, func: Any) -> Record | None:
+        """Return the recorded call that this one is, None where the two went other ways."""
+        path = self._path[-1]
+        place = self._done[path] = self._done.get(path, -1) + 1
+        recorded = self._tracer.calls_of.get(path, [])
+        known = recorded[place] if place < len(recorded) else None
+        name = func._schema.name.removeprefix("aten::")
+        return known if known is not None and known.name == name else None
 
     @torch.no_grad()
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-        """Run the model and return the number of the first call that went another way."""
+    def _run(self, inputs: Inputs) -> bool:
+        """Run the model; return whether it came to its end."""
         handles: list[RemovableHandle] = []
         for path, module in self._model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(path), prepend=True))
             # Not after an error: then the path says where it was.
             handles.append(module.register_forward_hook(self._leave))
         try:
-            with self:
-                self._model(*args, **kwargs)
+            compare.run(self._model, inputs, self)
         except Exception:
-            # An error before any operator ran is of the call that was to come.
-            path = self._path[-1]
-            coming = self._tracer.calls_of.get(path, [])[self._done.get(path, -1) + 1 :]
-            if self.culprit is None and coming:
-                self.culprit = coming[0].number
-            return self.culprit
+            return False
         finally:
             for handle in handles:
                 handle.remove()
-        return self.culprit
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operator and compare its outputs' shapes with what was decided."""
-        path = self._path[-1]
-        place = self._done[path] = self._done.get(path, -1) + 1
-        recorded = self._tracer.calls_of.get(path, [])
-        name = func._schema.name.removeprefix("aten::")
-        known = recorded[place] if place < len(recorded) else None
-        matches = known is not None and known.name == name
-        if matches and self.culprit is None:
-            assert known is not None
-            self.culprit = known.number
-        output = func(*args, **(kwargs or {}))
-        if matches and known is not None and self.culprit == known.number:
-            shapes = [tuple(t.shape) for t in tensors_in(output)]
-            if known.outputs is None or shapes == [self._expected(t) for t in known.outputs]:
-                self.culprit = None
-        return output
-
-    def _expected(self, tracked: Tracked) -> tuple[int, ...]:
-        return tuple(
-            size if labels is None else int((~removed(self._tracer, labels)).sum())
-            for size, labels in zip(tracked.shape, tracked.labels, strict=True)
-        )
+        return True
 
     def _enter(self, path: str) -> Any:
         return lambda module, args: self._path.append(path)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._path.pop()
+
+
+class Recording(_Beside):
+    """The values of all calls of the masked model, to tell where a smaller one goes wrong.
+
+    Attributes:
+        values: the output tensors of each call, by its number.
+    """
+
+    def __init__(self, model: nn.Module, tracer: Tracer, inputs: Inputs) -> None:
+        super().__init__(model, tracer)
+        self.values: dict[int, list[Tensor]] = {}
+        self._run(inputs)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operator and keep what it returned."""
+        known = self._next(func)
+        output = func(*args, **(kwargs or {}))
+        if known is not None:
+            self.values[known.number] = [t.clone() for t in tensors_in(output)]
+        return output
+
+
+class Replay(_Beside):
+    """Runs a smaller model up to the first call that goes another way.
+
+    Its output has an unexpected shape, or other values than were recorded.
+
+    Attributes:
+        culprit: the number of the recorded call that failed, None while there is none.
+    """
+
+    def __init__(
+        self, model: nn.Module, tracer: Tracer, inputs: Inputs, recording: Recording | None
+    ) -> None:
+        super().__init__(model, tracer)
+        self._values = recording.values if recording is not None else {}
+        self.culprit: int | None = None
+        ended = self._run(inputs)
+        # An error before any operator ran is of the call that was to come.
+        path = self._path[-1]
+        coming = tracer.calls_of.get(path, [])[self._done.get(path, -1) + 1 :]
+        if not ended and self.culprit is None and coming:
+            self.culprit = coming[0].number
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operator and compare its outputs with what was decided."""
+        known = self._next(func)
+        looking = known is not None and self.culprit is None
+        if known is not None and looking:
+            self.culprit = known.number
+        output = func(*args, **(kwargs or {}))
+        if known is not None and looking and self._as_expected(known, tensors_in(output)):
+            self.culprit = None
+        return output
+
+    def _as_expected(self, known: Record, outputs: list[Tensor]) -> bool:
+        if known.outputs is None:
+            return True
+        values = self._values.get(known.number, [None] * len(outputs))
+        for ours, tracked, theirs in zip(outputs, known.outputs, values, strict=False):
+            for dim, labels in enumerate(tracked.labels):
+                kept = None if labels is None else ~removed(self._tracer, labels)
+                size = tracked.shape[dim] if kept is None else int(kept.sum())
+                if ours.dim() <= dim or ours.shape[dim] != size:
+                    return False
+                if theirs is not None and kept is not None:
+                    keep = kept.nonzero().flatten().to(theirs.device)
+                    theirs = theirs.index_select(dim, keep)
+            if theirs is not None and not _close(ours, theirs):
+                return False
+        return True
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    if not theirs.is_floating_point() or not theirs.numel() or ours.shape != theirs.shape:
+        return True
+    scale = float(theirs.abs().max())
+    # Wider than what is asked of outputs: rounding must not be blamed.
+    eps = 1e-7 if theirs.dtype == torch.float64 else 1e-2
+    return not float((ours - theirs).abs().max()) > eps * max(scale, 1e-30)
 
 
 def involved(model: nn.Module, tracer: Tracer, number: int) -> list[Tensor]:

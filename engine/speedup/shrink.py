@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
 from engine.speedup import compare, recipe
-from engine.speedup.replay import Replay
+from engine.speedup.replay import Recording, Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
 from engine.speedup.rules import RuleLike, all_rules
@@ -53,12 +53,7 @@ def speedup(
             was found; the model is unchanged.
     """
     known, zeros = all_rules(rules)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
-            raise SpeedupError(
-                f'"{name or "the model"}" is a {type(module).__name__}, which cannot be followed; '
-                "speed up the model that it was made from, then script or compile that"
-            )
+    refuse_compiled(model)
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
     named = dict(kwargs or {})
     with evaluation(model):
@@ -79,6 +74,7 @@ def speedup(
                 f"the model cannot be followed while it runs: {type(error).__name__}: {error}"
             ) from error
         checked: set[str] = set()
+        recording: Recording | None = None
         while True:
             try:
                 done = rewrite(tracer, decide(tracer), snapshot)
@@ -86,7 +82,7 @@ def speedup(
                 difference = compare.difference(model, check, expected)
                 culprit = None
                 if difference is not None:
-                    culprit = Replay(model, tracer).run(*compare.copied(check))
+                    culprit = Replay(model, tracer, check, recording).culprit
             except BaseException:
                 snapshot.restore()
                 raise
@@ -96,6 +92,10 @@ def speedup(
                 recipe.remember(model, snapshot)
                 return _report(snapshot, model, tracer, done)
             snapshot.restore()
+            if culprit is None and difference.failed_in is None and recording is None:
+                # It runs and is wrong: the values will tell from where on.
+                recording = Recording(model, tracer, check)
+                continue
             if difference.failed_in is not None and _unseen(model, tracer, difference.failed_in):
                 # The example took another branch than these values: both must be known.
                 tracer.run(*compare.copied(check))
@@ -104,6 +104,16 @@ def speedup(
                 raise SpeedupError(
                     f"no smaller model with the same outputs was found: {difference.message}"
                 )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise SpeedupError for a model that is not run by Python any more."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
+            raise SpeedupError(
+                f'"{name or "the model"}" is a {type(module).__name__}, which cannot be followed; '
+                "speed up the model that it was made from, then script or compile that"
+            )
 
 
 def _unseen(model: nn.Module, tracer: Tracer, path: str) -> bool:

@@ -68,7 +68,8 @@ def give_up(
     A module that raised an error of its own may compare its input's size with an attribute
     (``checked`` gets its path). Else sizes are kept: those of the call that went wrong and of its
     likes in modules of the same class; those of the module where it failed; those of its siblings
-    in class; those whose attributes were changed; all.
+    in class; those whose attributes were changed; all. At last channels are kept for no better
+    reason than that the model's code must compute something with their number.
 
     Returns:
         whether there was anything to give up.
@@ -95,7 +96,21 @@ def give_up(
         suspects = [s for s in shrinking if id(model.get_submodule(s.path)) in changed]
     for size in suspects or shrinking:
         tracer.labels.pin(size.labels, _REASON)
-    return bool(shrinking)
+    return bool(shrinking) or _keep_all(tracer, culprit)
+
+
+def _keep_all(tracer: Tracer, culprit: int | None) -> bool:
+    """Keep what the module of the call that went wrong touches, or everything."""
+    here = next((call.path for call in tracer.calls if call.number == culprit), None)
+    touched = [t for call in tracer.calls if call.path == here for t in call.inputs]
+    for some in (touched, tracer.parameters):
+        labels = [each for tracked in some for each in tracked.labels if each is not None]
+        going = [each for each in labels if bool(removed(tracer, each).any())]
+        for each in going:
+            tracer.labels.pin(each, "the model's code computes with its size")
+        if going:
+            return True
+    return False
 
 
 def _compares(model: nn.Module, tracer: Tracer, path: str) -> bool:

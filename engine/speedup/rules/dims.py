@@ -142,6 +142,8 @@ def _complex(
     dims: list[int | None] = list(range(shared))
     if output.dim() > shared:
         dims.append(None)
+    else:
+        tracer.pin(tracer.of(args[0]), "it is the two parts of a complex number", [shared])
     return put_like(tracer, output, args[0], dims)[1]
 
 
