@@ -73,11 +73,9 @@ class Labels:
         if merged:
             self._roots = self._pinned = None
 
-    def unite_all(self, labels: Tensor) -> None:
-        """Merge all of ``labels`` into one class."""
-        unique = labels.unique()
-        if unique.numel() > 1:
-            self.unite(unique[:1].expand(unique.numel() - 1), unique[1:])
+    def unite_rows(self, labels: Tensor) -> None:
+        """Merge, for each row of ``labels`` (rows, n), all of it into one class."""
+        self.unite(labels[:, :1].expand_as(labels).flatten(), labels.flatten())
 
     def pin(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay, and why; the first reason is kept."""

@@ -145,6 +145,8 @@ def _grouped_slicer(tracer: Tracer, grouped: Grouped) -> Slice | None:
         per_in = stacked.shape[1] if grouped.transposed else stacked.shape[2]
         inputs = kept_by_group(tracer, grouped.inputs, groups, per_in)
         first, second = (inputs, outputs) if grouped.transposed else (outputs, inputs)
+        if bool(second[first.any(dim=1)].all()):
+            return tensor[first.flatten().to(tensor.device)]
         parts = [
             part[first[g].to(tensor.device)][:, second[g].to(tensor.device)]
             for g, part in enumerate(stacked)

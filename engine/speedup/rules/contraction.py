@@ -165,8 +165,7 @@ def _grouped(
     whole = int((dead_in.all(dim=1) & dead.all(dim=1)).sum()) * (per_in + per_out)
     paired = groups * (int(dead_in.sum(dim=1).min()) + int(dead.sum(dim=1).min()))
     if groups_in is not None and (per_in == 1 or whole > paired):
-        for inputs, outputs in zip(groups_in, by_place, strict=True):
-            tracer.labels.unite_all(torch.cat([inputs, outputs]))
+        tracer.labels.unite_rows(torch.cat([groups_in, by_place], 1))
         return labels_out
     _pair(tracer, by_place, dead)
     if groups_in is not None:

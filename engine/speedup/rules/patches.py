@@ -56,8 +56,7 @@ def _col2im(
     labels = source.labels[1]
     if labels is not None:
         grid = labels.view(output.shape[1], -1)
-        for row in grid:
-            tracer.labels.unite_all(row)
+        tracer.labels.unite_rows(grid)
         made.labels[1] = grid[:, 0]
         made.dead[1] = source.flags(1).view(grid.shape).all(dim=1)
         made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)

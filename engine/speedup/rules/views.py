@@ -121,8 +121,7 @@ def _settle(
     best = max(lost, key=lambda e: lost[e])
     if not lost[best]:
         best = tracer.choose(dim, labels, _preferred(index, list(lost)))
-    for row in index.movedim(best, 0).reshape(index.shape[best], -1):
-        tracer.labels.unite_all(labels[row])
+    tracer.labels.unite_rows(labels[index.movedim(best, 0).reshape(index.shape[best], -1)])
     return best
 
 
