@@ -228,6 +228,8 @@ def pointwise(
         if name in _VIEWS:
             tracer.aliases.add(tensor, tensors[0])
 
+    out_shape = tuple(out.shape)
+
     def back() -> None:
         flows = [made.flow(place) for place in range(rank)]
         if not made.used or made.constant or not all(bool(flow.any()) for flow in flows):
@@ -237,6 +239,9 @@ def pointwise(
             for dim in t.dims():
                 place = dim + rank - len(t.shape)
                 flow = flows[place]
+                if t.shape[dim] != out_shape[place]:  # one slice, for all of them
+                    t.want(dim, bool(flow.any()))
+                    continue
                 if is_product:
                     for (other, where), zero in zeros.items():
                         if where == place and other != i:
