@@ -109,7 +109,7 @@ class PutZeros:
         x = args[0]
         for dim, buffer in self._places:
             zero = x.new_zeros([1 if d == dim else n for d, n in enumerate(x.shape)])
-            x = torch.cat([x, zero], dim).index_select(dim, getattr(module, buffer))
+            x = torch.cat([x, zero], dim).index_select(dim, getattr(module, buffer).to(x.device))
         return (x, *args[1:])
 
 
@@ -122,7 +122,8 @@ class TakeKept:
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Return the kept channels of ``output``."""
         for dim, buffer in self._places:
-            output = output.index_select(dim, getattr(module, buffer))
+            kept = getattr(module, buffer).to(output.device)
+            output = output.index_select(dim, kept)
         return output
 
 

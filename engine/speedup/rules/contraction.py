@@ -51,7 +51,8 @@ def _convolution(
         nonzero = torch.ones(weight.shape[:2], dtype=torch.bool)
     elif tw.constant:
         kernels = weight.flatten(2)
-        nonzero = (kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().amax(dim=2)) != 0
+        largest = kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().amax(dim=2)
+        nonzero = (largest != 0).cpu()
     else:
         zero_rows, zero_columns = (zero_slices(weight, tw, d) for d in (0, 1))
         nonzero = ~(zero_rows[:, None] | zero_columns)
@@ -90,7 +91,7 @@ def _convolution(
     if not tw.constant and lx is not None:
         tracer.pin_values(lx[dead_values], "a constant that is not zero meets a product")
     elif bool(dead_values.any()) and lx is not None:
-        kept = x.detach().index_select(1, dead_values.nonzero().flatten()).clone()
+        kept = x.detach()[:, dead_values.to(x.device)]
 
         def contribution(indices: Tensor) -> Tensor:
             full = torch.zeros_like(x)
@@ -287,8 +288,7 @@ def _dead(
     if tb.constant:
         if other_constant:
             return torch.full((b.shape[-1],), True)
-        nonzero = (b != 0).flatten(0, -3).any(dim=0) if b.dim() > 2 else b != 0
-        return ~(nonzero & passing[:, None]).any(dim=0)
+        return ~(_nonzero(b) & passing[:, None]).any(dim=0)
     zero = zero_slices(b if stored is None else stored, tb, dim)
     return zero | (tb.flags(dim) & other_constant)
 
@@ -297,8 +297,12 @@ def _touched(b: Tensor, tb: Tracked, flow: Tensor) -> Tensor:
     """Return which rows of b reach a column that is needed."""
     if not tb.constant:
         return torch.full((b.shape[-2],), bool(flow.any()))
-    nonzero = (b != 0).flatten(0, -3).any(dim=0) if b.dim() > 2 else b != 0
-    return (nonzero & flow).any(dim=1)
+    return (_nonzero(b) & flow).any(dim=1)
+
+
+def _nonzero(b: Tensor) -> Tensor:
+    """Return where a matrix, or any of a batch of them, is not zero."""
+    return ((b != 0).flatten(0, -3).any(dim=0) if b.dim() > 2 else b != 0).cpu()
 
 
 def _fold_matmul(
