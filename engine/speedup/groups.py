@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.speedup.compare import copied
+from engine.speedup.records import Place
 from engine.speedup.rules import RULES
 from engine.speedup.shrink import evaluation, refuse_compiled
-from engine.speedup.tracer import Place, Tracer
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 _COLUMNS = (

@@ -12,8 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.speedup import compare
 from engine.speedup.nested import tensors_in
+from engine.speedup.records import Record
 from engine.speedup.solve import removed
-from engine.speedup.tracer import Record, Tracer
+from engine.speedup.tracer import Tracer
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 

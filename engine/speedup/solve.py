@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine.speedup.tracer import Fold, Tracer
+from engine.speedup.records import Fold
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 #: How far a folded constant may vary over positions, relative to its size, in float64.

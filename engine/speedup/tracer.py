@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
 from engine.speedup.nested import tensors_in
+from engine.speedup.records import Back as Back
+from engine.speedup.records import Call, Fold, Held, Place, Record, Rule, Size, Split
 from engine.speedup.tags import Owner, Tags, owner_of, tagged
 from engine.speedup.tracked import Slot, Tracked
 from engine.speedup.widen import (
@@ -29,89 +31,6 @@ from engine.speedup.widen import (
     join,
     takes_statistics,
 )
-
-#: A rule looks at one finished call and returns what propagates need from outputs to inputs.
-Back = Callable[[], None]
-Rule = Callable[["Tracer", Any, Sequence[Any], Mapping[str, Any], Any], Back | None]
-
-
-class Call(NamedTuple):
-    """One operator call: its number, its tensors, and where in the model it happened."""
-
-    number: int
-    name: str
-    path: str
-    inputs: list[Tracked]
-    outputs: list[Tracked]
-    back: Back
-
-
-class Record:
-    """A call as it is found again when the smaller model runs; no outputs: any shape will do."""
-
-    def __init__(self, number: int, name: str, given: list[Any]) -> None:
-        self.number = number
-        self.name = name
-        self.given = given
-        self.outputs: list[Tracked] | None = None
-
-
-class Size(NamedTuple):
-    """A size that the model's code asks for: it must become the number of ``labels`` kept."""
-
-    number: int
-    path: str
-    size: int
-    labels: Tensor
-    owner: Owner | None = None
-
-
-#: A dimension of the input of a call, by the call's number.
-Place = tuple[int, int]
-
-
-class Split(NamedTuple):
-    """A dimension split in several of which any may carry its labels."""
-
-    place: Place
-    labels: Tensor
-    candidates: list[int]
-    chosen: int
-
-
-class Held(NamedTuple):
-    """A module without weights of its own, run before its operators are looked at."""
-
-    module: nn.Module
-    calls: list[tuple[Record, Any, Any, Any, Any]]
-
-
-class Fold(NamedTuple):
-    """Constants that flow into a contraction: what removed channels would have contributed.
-
-    Attributes:
-        source: what is contracted; ``dim`` is its channel dimension.
-        dim: see ``source``.
-        contribution: gives the contribution of some input channels, of the output's shape.
-        channel_dim: the output's channel dimension.
-        weight: the layer's weight.
-        inside: the weight's dimension that counts the input channels, None where it counts those
-            of one group only.
-        values: by input channel, float64 (channels,): the constant, NaN where it is none or
-            differs between positions.
-        bias: the layer's bias, if it has one.
-        path: the module that ran.
-    """
-
-    source: Tracked
-    dim: int
-    contribution: Callable[[Tensor], Tensor]
-    channel_dim: int
-    weight: Tracked
-    inside: int | None
-    values: Tensor
-    bias: Tracked | None
-    path: str
 
 
 class Tracer(TorchDispatchMode):

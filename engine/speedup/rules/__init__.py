@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from torch import nn
 
 from engine.errors import PluginError, nearest
+from engine.speedup.records import Rule
 from engine.speedup.rules import (
-    contraction,
+    convolution,
     dims,
     factories,
     indexing,
     joining,
+    layers,
     normalization,
     patches,
     places,
     pointwise,
+    products,
     reduction,
     views,
 )
-from engine.speedup.tracer import Rule
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,
@@ -31,7 +33,9 @@ RULES: Mapping[str, Rule] = {
     **factories.RULES,
     **indexing.RULES,
     **patches.RULES,
-    **contraction.RULES,
+    **convolution.RULES,
+    **products.RULES,
+    **layers.RULES,
     **normalization.RULES,
     **reduction.RULES,
 }

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.records import Back, Rule
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 

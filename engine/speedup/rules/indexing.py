@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.speedup.records import Back, Rule
 from engine.speedup.rules.dims import put_like
 from engine.speedup.rules.places import along
-from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 _REASON = "it is indexed at fixed places"

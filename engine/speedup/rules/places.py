@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.speedup.labels import FIXED
+from engine.speedup.records import Back, Rule
 from engine.speedup.rules.dims import put_like, together
 from engine.speedup.rules.pointwise import zero_slices
-from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 

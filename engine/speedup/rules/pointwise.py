@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.records import Back, Rule
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 _NAMES = [
@@ -179,6 +180,13 @@ def zero_slices(tensor: Tensor, tracked: Tracked, dim: int) -> Tensor:
         return dead
     values = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1)
     return dead & (values == 0).all(dim=1).cpu()
+
+
+def uniform(x: Tensor, dim: int, dead: Tensor) -> Tensor:
+    """Return the value of each constant channel, NaN where it differs between positions."""
+    flat = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1).double().cpu()
+    alike = dead & (flat == flat[:, :1]).all(dim=1)
+    return torch.where(alike, flat[:, 0], torch.nan)
 
 
 def pointwise(

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from engine.speedup.records import Back, Rule
 from engine.speedup.rules.pointwise import zero_slices
-from engine.speedup.tracer import Back, Rule, Tracer
+from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Tracked
 
 _REDUCTIONS = [
