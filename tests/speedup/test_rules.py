@@ -146,3 +146,34 @@ def test_a_branch_that_the_example_did_not_take_is_made_smaller_too() -> None:
         speedup(copy, inputs[0])
         assert copy.a.out_features in (4, 8)
         torch.testing.assert_close(copy(inputs[0]), expected[0])
+
+
+class GroupedQueries(nn.Module):
+    """Two heads of the queries read one head of the keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.shared = 4, 2
+        self.q, self.kv, self.out = nn.Linear(12, 32), nn.Linear(12, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(x).view(n, length, 2, self.shared, -1).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def test_shared_heads_go_with_those_that_read_them() -> None:
+    torch.manual_seed(0)
+    model = GroupedQueries().double().eval()
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    with torch.no_grad():
+        for layer, rows in ((model.q, range(16)), (model.kv, [*range(8), *range(16, 24)])):
+            layer.weight[list(rows)] = 0
+            layer.bias[list(rows)] = 0
+    expected = model(x)
+    speedup(model, x)
+    assert (model.heads, model.shared) == (2, 1)
+    assert (model.q.out_features, model.kv.out_features, model.out.in_features) == (16, 16, 16)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)

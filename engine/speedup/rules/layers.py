@@ -21,12 +21,22 @@ def _attention(
     """Fused attention over (batch, heads, positions, features)."""
     q, k, v = (tracer.of(t) for t in args[:3])
     out = output[0]
-    if out.dim() != 4 or len({t.shape[1] for t in (q, k, v)}) != 1:
+    if out.dim() != 4 or k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
         return None
+    # Grouped queries: so many heads of the queries read one of the keys and values.
+    shared = q.shape[1] // k.shape[1]
     for t in (q, k, v):
         tracer.pin(t, "a position, not a channel", [0, 2])
-    meet(tracer, q, 1, k, 1, "attention")
-    meet(tracer, q, 1, v, 1, "attention")
+    heads_of = k.labels[1]
+    if shared > 1 and heads_of is not None:
+        # A tensor that has each head of the keys as often as it is read.
+        repeated = Tracked((q.shape[1],), [heads_of.repeat_interleave(shared)])
+        meet(tracer, q, 1, repeated, 0, "attention")
+    elif shared > 1:
+        tracer.pin(q, "attention combines it with a tensor of fixed size", [1])
+    else:
+        meet(tracer, q, 1, k, 1, "attention")
+    meet(tracer, k, 1, v, 1, "attention")
     meet(tracer, q, 3, k, 3, "attention")
     given = [t for t in (*args[3:], *kwargs.values()) if isinstance(t, Tensor)]
     masks = [tracer.of(t) for t in given]
@@ -40,8 +50,8 @@ def _attention(
             tracer.pin(t, "attention is scaled by the number of features", [3])
     made = Tracked(
         out.shape,
-        [None, v.labels[1], None, v.labels[3]],
-        [None, v.flags(1), None, v.flags(3)],
+        [None, q.labels[1], None, v.labels[3]],
+        [None, v.flags(1).repeat_interleave(shared), None, v.flags(3)],
         constant=all(t.constant for t in (q, k, v)),
     )
     for dim in (1, 3):
@@ -56,9 +66,10 @@ def _attention(
         if not made.used or made.constant:
             return
         heads = made.flow(1)
-        for t in (q, k, v):
-            t.used = True
-            t.want(1, heads)
+        q.want(1, heads)
+        for t in (k, v):
+            t.want(1, heads.view(-1, shared).any(dim=1))
+        q.used = k.used = v.used = True
         v.want(3, made.flow(3))
         for t in (q, k):
             t.want(3, True)
