@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError, nearest
@@ -94,7 +95,7 @@ def _put(compressor: Compressor, by_name: Mapping[str, Wrapper], state: Mapping[
     for name, wrapper in by_name.items():
         for key, value in saved[name]["buffers"].items():
             # Masks go through here too: None means that the parameter is not masked.
-            wrapper.set_attribute(key, value)
+            _set_tensor(wrapper, key, value)
         for key, value in saved[name]["attributes"].items():
             wrapper.set_attribute(key, copy.deepcopy(value))
     for part, extra in zip(compressor._participants(), state["extra"], strict=True):
@@ -107,14 +108,14 @@ def _unlike(wrapper: Wrapper, entry: Mapping[str, Mapping[str, Any]]) -> list[st
     """Return how a layer's saved state is of another configuration."""
     faults = [
         f'"{wrapper.name}" {key}: the state has none'
-        for key in wrapper._buffers
+        for key in _tensors(wrapper)
         if key not in entry["buffers"]
     ]
     for key, value in entry["attributes"].items():
         own = wrapper.attributes().get(key)
         if key in wrapper._own:
             faults.append(f'"{wrapper.name}" {key} cannot be restored')
-        elif key.endswith(("_qmin", "_qmax")) and own != value:
+        elif key.endswith(("_qmin", "_qmax")) and own not in (None, value):
             faults.append(f'"{wrapper.name}" {key}: {value}, here it is {own}')
     return faults
 
@@ -153,10 +154,31 @@ def _wrapper_state(wrapper: Wrapper) -> dict[str, Any]:
     return {
         "buffers": {
             key: None if value is None else value.detach().clone()
-            for key, value in wrapper._buffers.items()
+            for key, value in _tensors(wrapper).items()
         },
         "attributes": copy.deepcopy(wrapper.attributes()),
     }
+
+
+def _tensors(wrapper: Wrapper) -> dict[str, Tensor | None]:
+    """Return what is saved of a wrapper: buffers, those of its submodules, learned parameters."""
+    inner = {**dict(wrapper.named_buffers()), **dict(wrapper.named_parameters())}
+    return {**wrapper._buffers, **inner}
+
+
+def _set_tensor(wrapper: Wrapper, key: str, value: Tensor | None) -> None:
+    owner, _, name = key.rpartition(".")
+    module = wrapper.get_submodule(owner)
+    current: Tensor | None = module._parameters.get(name)
+    if current is None and owner:
+        current = module._buffers[name]
+    if current is None or value is None:
+        wrapper.set_attribute(key, value)
+        return
+    if current.shape != value.shape:
+        raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(current.shape)}")
+    with torch.no_grad():  # in place: an optimizer may hold it
+        current.copy_(value)
 
 
 def _class_of(value: object) -> str:

@@ -59,6 +59,12 @@ def is_computed(module: nn.Module, stage: Stage) -> bool:
     return stage in module.__dict__.get(_TRANSFORMS, {})
 
 
+def transform_of(module: nn.Module, stage: Stage) -> Transform | None:
+    """Return the transform of ``module.weight`` at ``stage``, or None."""
+    transform: Transform | None = module.__dict__.get(_TRANSFORMS, {}).get(stage)
+    return transform
+
+
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
     """Within, the layers of ``model`` have plain weights: what was computed when it was entered.
@@ -78,6 +84,20 @@ def held_weights(model: nn.Module) -> Iterator[None]:
         for layer, cls, parameter in own:
             layer.__class__ = cls
             layer._parameters["weight"] = parameter
+
+
+@contextmanager
+def without_stage(module: nn.Module, stage: Stage) -> Iterator[None]:
+    """Within, ``module.weight`` is computed without ``stage``."""
+    transforms = module.__dict__.get(_TRANSFORMS, {})
+    others = {kept: transform for kept, transform in transforms.items() if kept != stage}
+    try:
+        if transforms:
+            module.__dict__[_TRANSFORMS] = others
+        yield
+    finally:
+        if transforms:
+            module.__dict__[_TRANSFORMS] = transforms
 
 
 class _Computed:

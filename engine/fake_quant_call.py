@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from engine.computed import Stage, plain_weight, transform_of
 from engine.errors import PluginError
 from engine.quant_types import QuantType, bits_of
 from engine.quantization.uniform import straight_through
@@ -75,7 +76,12 @@ class FakeQuantCall:
     """One kind of quantization on one layer, its hooks resolved; lives inside the model.
 
     A copy of the model gets a copy of the wrapper and shares the algorithm.
+
+    Attributes:
+        is_copy: whether this belongs to a copied or unpickled model, which no quantizer detaches.
     """
+
+    is_copy = False
 
     def __init__(
         self, quantizer: Quantizer, stack: Stack, wrapper: Wrapper, quant_type: QuantType
@@ -103,10 +109,9 @@ class FakeQuantCall:
         """Return ``tensor`` quantized; anything but a floating-point tensor passes."""
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             return tensor
-        if self.quant_type == QuantType.GRADIENT:
+        if self.quantize is None:
             apply: Callable[..., Tensor] = _GradientHook.apply
             return apply(tensor, self) if tensor.requires_grad else tensor
-        assert self.quantize is not None
         if self.grad is None:
             return self._like(tensor, self.quantize(tensor, self.wrapper))
         with torch.no_grad():
@@ -136,6 +141,12 @@ class FakeQuantCall:
 
     def _like(self, tensor: Tensor, quantized: Any) -> Tensor:
         """Return ``quantized`` in the dtype of ``tensor``, if it can stand for it at all."""
+        if (
+            isinstance(quantized, Tensor)
+            and quantized.shape == tensor.shape
+            and quantized.dtype == tensor.dtype
+        ):
+            return quantized
         if not isinstance(quantized, Tensor) or quantized.shape != tensor.shape:
             hook, name = f"quantize_{self.quant_type.key}", self.wrapper.name
             got = (
@@ -154,10 +165,13 @@ class FakeQuantCall:
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeQuantCall:
-        other = copy.copy(self)
+        other = copy.copy(self)  # is_copy, as it is for a pickle
         memo[id(self)] = other
         other.wrapper = copy.deepcopy(self.wrapper, memo)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "is_copy": True}
 
 
 def _depth(quantizer: object, name: str) -> int:
@@ -167,18 +181,39 @@ def _depth(quantizer: object, name: str) -> int:
     return next(i for i, cls in enumerate(type(quantizer).__mro__) if name in vars(cls))
 
 
+def drop_copied(model: nn.Module) -> None:
+    """Take away what copying or pickling a quantized model has left in it."""
+    for module in model.modules():
+        if getattr(transform_of(module, Stage.QUANTIZE), "is_copy", False):
+            plain_weight(module, Stage.QUANTIZE)
+        for hooks, extra in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "is_copy", False)]:
+                del hooks[key]
+                extra.pop(key, None)
+
+
 class OnInput:
     """A forward pre-hook that quantizes what a layer is called with, keywords included."""
 
     def __init__(self, call: FakeQuantCall) -> None:
         self.call = call
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is in a copied model."""
+        return self.call.is_copy
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """Return positional and keyword arguments, tensors quantized."""
         call = self.call
-        return tuple(map(call, args)), {key: call(value) for key, value in kwargs.items()}
+        if kwargs:
+            kwargs = {key: call(value) for key, value in kwargs.items()}
+        return tuple(map(call, args)), kwargs
 
 
 class OnOutput:
@@ -186,6 +221,11 @@ class OnOutput:
 
     def __init__(self, calls: list[FakeQuantCall]) -> None:
         self.calls = calls
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is in a copied model."""
+        return any(call.is_copy for call in self.calls)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Return the output, tensors quantized."""

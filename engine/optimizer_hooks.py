@@ -59,6 +59,11 @@ class OptimizerHooks:
         )
         _process.add(self)
 
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer whose steps count; None before one has stepped."""
+        return self._main
+
     def remove(self) -> None:
         """Be told no more."""
         _process.discard(self)

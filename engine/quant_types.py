@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 from engine.wrapper import Wrapper
 
@@ -33,6 +34,11 @@ def quant_types_of(wrapper: Wrapper) -> list[QuantType]:
 
 def bits_of(wrapper: Wrapper, quant_type: QuantType | str) -> int:
     """Return the number of bits that the layer's entry gives ``quant_type``."""
-    key = quant_type.key if isinstance(quant_type, QuantType) else quant_type
-    bits = wrapper.config["quant_bits"]
-    return int(bits[key] if isinstance(bits, Mapping) else bits)
+    return int(of_type(wrapper.config["quant_bits"], quant_type))
+
+
+def of_type(value: Any, quant_type: QuantType | str) -> Any:
+    """Return what ``value`` is for ``quant_type``: a mapping's member or None, else the value."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get(quant_type.key if isinstance(quant_type, QuantType) else quant_type)

@@ -13,12 +13,15 @@ from engine import export
 from engine.compressor import Compressor
 from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
-from engine.fake_quant_call import FakeQuantCall, OnInput, OnOutput
+from engine.fake_quant_call import FakeQuantCall, OnInput, OnOutput, drop_copied
 from engine.fake_quant_call import QuantGrad as QuantGrad
 from engine.masking import MASKED_BY, MaskedWeight
 from engine.quant_types import QuantType as QuantType
 from engine.quant_types import bits_of as bits_of
+from engine.quant_types import of_type as of_type
 from engine.quant_types import quant_types_of as quant_types_of
+from engine.quantization.form import AffineForm, kept_form
+from engine.quantization.layer_grids import begun
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
 
@@ -131,6 +134,20 @@ class Quantizer(Compressor):
         """
         export.export_quantized(self, model_path, calibration_path, onnx_path, input_shape, device)
 
+    def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
+        """Return scale, zero point and integers of one tensor of a layer: what is exported.
+
+        A quantizer whose values are no affine grid, or one that is not kept in ``wrapper.grids``,
+        overrides this.
+
+        Raises:
+            ExportError: there is no affine form, or an activation has had no range yet.
+        """
+        if quant_type == QuantType.WEIGHT:
+            with torch.no_grad(), begun(wrapper):
+                _ = wrapper.module.weight  # brings a grid over its extremes up to date
+        return kept_form(wrapper, quant_type, describe(self))
+
     # -- inside --------------------------------------------------------------------------------
 
     def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
@@ -151,6 +168,7 @@ class Quantizer(Compressor):
                     )
 
     def _attach(self, stack: Stack) -> None:
+        drop_copied(self.bound_model)
         for wrapper in self.wrappers:
             module = wrapper.module
             calls = {
@@ -163,7 +181,10 @@ class Quantizer(Compressor):
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             after = [calls[k] for k in (QuantType.OUTPUT, QuantType.GRADIENT) if k in calls]
             if after:
-                self._handles.append(module.register_forward_hook(OnOutput(after)))
+                # Where a batch norm is folded into the layer, its output is the layer's.
+                norm = getattr(wrapper.grids.get("weight"), "norm", None)
+                hook_of = module if norm is None else norm
+                self._handles.append(hook_of.register_forward_hook(OnOutput(after)))
 
     def _compute_weight(self, wrapper: Wrapper, call: FakeQuantCall) -> None:
         module = wrapper.module

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from engine.quantization.grid import Grid
+
 
 class Wrapper(nn.Module):
     """One layer, its configuration, and whatever an algorithm keeps for it.
@@ -24,6 +27,8 @@ class Wrapper(nn.Module):
         weight_mask: same shape and dtype as the weight, ones and zeros (pruners).
         bias_mask: likewise for the bias; None while the bias is not masked.
         sparsity: the fraction last asked of this layer, None before any.
+        grids: what a quantizer rounds this layer's tensors to, by "weight", "input" and "output";
+            see ``engine.quantization.Grid``.
     """
 
     weight_mask: Tensor | None
@@ -32,6 +37,7 @@ class Wrapper(nn.Module):
     name: str
     config: dict[str, Any]
     sparsity: float | None
+    grids: dict[str, Grid]
 
     def __init__(self, module: nn.Module, name: str, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -41,6 +47,7 @@ class Wrapper(nn.Module):
         self.type = type(module).__name__  # type: ignore[assignment, method-assign]
         self.config = dict(config)
         self.sparsity = None
+        self.grids = {}
         self.register_buffer("weight_mask", None)
         self.register_buffer("bias_mask", None)
         self._own = frozenset(self.__dict__) - {"sparsity"}

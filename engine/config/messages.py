@@ -139,6 +139,10 @@ class Words:
                 yield from self._put(each)
             return
         schemas = [branch for branch in rule if isinstance(branch, dict)]
+        listed = [branch for branch in schemas if "enum" in branch]
+        if listed and isinstance(error.instance, str):
+            yield _not_among(pointer, listed[0], error.instance, subject)
+            return
         wanted = "; or ".join(needs(branch, "value") for branch in schemas)
         yield Found(pointer, f"{show(error.instance)} fits none", f"{subject} needs: {wanted}")
 

@@ -50,6 +50,8 @@ def _holds(keyword: str, rule: Any, schema: dict[str, Any], value: Any) -> bool:
         )
     if keyword == "allOf":
         return all(accepts(each, value) for each in rule)
+    if keyword == "anyOf":
+        return any(accepts(each, value) for each in rule)
     if keyword in _LEAST:
         return bool(_size(keyword, value, rule) >= rule)
     if keyword in _MOST:

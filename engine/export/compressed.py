@@ -16,6 +16,7 @@ from engine.export.onnx_file import export_onnx
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
 from engine.files import PathLike, load_tensors, save_tensors, write_whole
 from engine.quant_types import QuantType, bits_of, quant_types_of
+from engine.quantization.layer_grids import begun
 
 if TYPE_CHECKING:
     from engine.pruner import Pruner
@@ -129,21 +130,36 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
             continue
         if not is_computed(wrapper.module, Stage.QUANTIZE):
             raise ExportError("call compress() before a quantized model is exported")
-        with torch.no_grad():
+        with torch.no_grad(), begun(wrapper):
             weight = wrapper.module.weight
         assert isinstance(weight, Tensor)
         try:
             key = f"{wrapper.name}.weight" if wrapper.name else "weight"
+            group = _group_of(wrapper, QuantType.WEIGHT)
             packed[key] = pack(
                 weight,
                 bits_of(wrapper, QuantType.WEIGHT),
-                getattr(wrapper, "weight_scale", None),
-                getattr(wrapper, "weight_zero_point", None),
+                _flat(getattr(wrapper, "weight_scale", None), group),
+                _flat(getattr(wrapper, "weight_zero_point", None), group),
                 int(getattr(wrapper, "weight_qmin", 0)),
+                group,
             )
         except ExportError as error:
             raise ExportError(f'layer "{wrapper.name}": {error}') from error
     return packed
+
+
+def _group_of(wrapper: Wrapper, quant_type: QuantType) -> tuple[int, int] | None:
+    """Return the axis of channels and the size of the groups that share a scale, if any do."""
+    grid = wrapper.grids.get(quant_type.key)
+    if grid is None or grid.scheme.axis is None or grid.scheme.group_size is None:
+        return None
+    return grid.scheme.axis, grid.scheme.group_size
+
+
+def _flat(value: Tensor | None, group: tuple[int, int] | None) -> Tensor | None:
+    """Return the scales of groups, kept ready to broadcast as (channels, groups, 1), without 1."""
+    return value if value is None or group is None else value.squeeze(-1)
 
 
 def calibration_of(wrappers: Sequence[Wrapper]) -> dict[str, Any]:
@@ -152,7 +168,10 @@ def calibration_of(wrappers: Sequence[Wrapper]) -> dict[str, Any]:
         wrapper.name: {
             quant_type.key: {"bits": bits_of(wrapper, quant_type)}
             | {
-                name: _plain(getattr(wrapper, f"{quant_type.key}_{name}"))
+                name: _plain(
+                    getattr(wrapper, f"{quant_type.key}_{name}"),
+                    _group_of(wrapper, quant_type) is not None,
+                )
                 for name in _GRID
                 if hasattr(wrapper, f"{quant_type.key}_{name}")
             }
@@ -162,11 +181,15 @@ def calibration_of(wrappers: Sequence[Wrapper]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, grouped: bool) -> Any:
     """Return ``value`` as JSON has it, which has no NaN: a range before any batch is None."""
     if not isinstance(value, Tensor):
         return value
-    return value.tolist() if bool(value.isfinite().all()) else None
+    if not bool(value.isfinite().all()):
+        return None
+    # Scales are kept ready to broadcast: (1, channels, 1, 1), or (channels, groups, 1).
+    kept = value.flatten() if value.dim() > 1 and not grouped else value
+    return (kept.squeeze(-1) if grouped else kept).tolist()
 
 
 def _refuse_half_shared(quantizer: Quantizer) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import ExportError
 from engine.quantization.affine import dequantize, quantize
+from engine.quantization.form import AffineForm
 
 
 class PackedWeight(NamedTuple):
@@ -22,7 +23,9 @@ class PackedWeight(NamedTuple):
 
     ``codes`` is a uint8 tensor of ``bits``-wide numbers, lowest bits first, crossing bytes;
     ``present`` one bit per weight, or None when all are stored; ``table`` the values that codes
-    index, or None for an affine grid with ``scale`` and ``zero_point``.
+    index, or None for an affine grid with ``scale`` and ``zero_point``. ``group`` is the axis of
+    channels and the number of consecutive weights that share a scale; scales then are (channels,
+    groups).
     """
 
     shape: tuple[int, ...]
@@ -34,6 +37,7 @@ class PackedWeight(NamedTuple):
     scale: Tensor | None
     zero_point: Tensor | None
     qmin: int
+    group: tuple[int, int] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,6 +51,7 @@ def pack(
     scale: Tensor | None = None,
     zero_point: Tensor | None = None,
     qmin: int = 0,
+    group: tuple[int, int] | None = None,
 ) -> PackedWeight:
     """Return ``weight`` packed in ``bits`` bits per value.
 
@@ -56,6 +61,8 @@ def pack(
         scale: of the affine grid, broadcasts against ``weight``; None when there is none.
         zero_point: likewise.
         qmin: smallest integer of the grid.
+        group: axis of channels and size of the groups that share a scale; scale and zero point
+            then are (channels, groups).
 
     Raises:
         ExportError: ``weight`` has more than ``2**bits`` values beside zero, or NaN.
@@ -68,9 +75,10 @@ def pack(
     grid = None
     if scale is not None and zero_point is not None:
         grid = scale.detach().cpu().clone(), zero_point.detach().cpu().clone()
+    whole = _whole(grid, weight.shape, qmin, bits, group)
     plans = [(everything, count * bits), (present, count + kept * bits)]
     for stored, _ in sorted(plans, key=lambda plan: plan[1]):
-        codes, table = _codes(weight, stored, bits, grid, qmin)
+        codes, table = _codes(weight, stored, bits, whole, qmin)
         if codes is None:
             continue
         return PackedWeight(
@@ -83,6 +91,7 @@ def pack(
             grid[0] if grid is not None and table is None else None,
             grid[1] if grid is not None and table is None else None,
             qmin,
+            group if table is None else None,
         )
     if bool(weight.isnan().any()):
         raise ExportError("the weight holds NaN")
@@ -120,7 +129,23 @@ def unpack(packed: PackedWeight) -> Tensor:
         raise ValueError("neither a table nor a grid")
     integers = torch.zeros(shape, dtype=torch.int32)
     integers[stored] = codes + packed.qmin
-    return weight.where(~stored, _on_grid(integers, packed.scale, packed.zero_point, dtype))
+    grid = packed.scale, packed.zero_point
+    whole = _whole(grid, shape, packed.qmin, packed.bits, packed.group)
+    assert whole is not None
+    return weight.where(~stored, _on_grid(integers, *whole, dtype))
+
+
+def _whole(
+    grid: tuple[Tensor, Tensor] | None,
+    shape: torch.Size,
+    qmin: int,
+    bits: int,
+    group: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Return ``grid`` so that it broadcasts against a weight of ``shape``."""
+    if grid is None or group is None:
+        return grid
+    return AffineForm(*grid, qmin, qmin + 2**bits - 1, *group).broadcast(shape)
 
 
 def to_plain(packed: PackedWeight) -> dict[str, Any]:

@@ -7,24 +7,28 @@ from engine.quantization.affine import (
     quantize,
     wide,
 )
-from engine.quantization.grid import (
-    follow_range,
-    keep_grid,
-    quantize_over_extremes,
-    quantize_over_range,
-)
+from engine.quantization.delay import Delay
+from engine.quantization.form import AffineForm
+from engine.quantization.grid import Grid
+from engine.quantization.layer_grids import average_ranges, begun, keep_grid, update_waits
+from engine.quantization.scheme import Scheme, scheme_of
 from engine.quantization.uniform import quantize_unit, straight_through
 
 __all__ = [
+    "AffineForm",
+    "Delay",
+    "Grid",
+    "Scheme",
     "affine_parameters",
+    "average_ranges",
+    "begun",
     "dequantize",
     "fake_quantize",
-    "follow_range",
     "keep_grid",
     "quantize",
-    "quantize_over_extremes",
-    "quantize_over_range",
     "quantize_unit",
+    "scheme_of",
     "straight_through",
+    "update_waits",
     "wide",
 ]

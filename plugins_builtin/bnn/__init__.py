@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine import Quantizer, QuantType, Wrapper
+from engine import ExportError, Quantizer, QuantType, Wrapper
+from engine.quantization import AffineForm
 from engine.quantizer import quant_types_of
 
 
@@ -37,6 +38,19 @@ class BNNQuantizer(Quantizer):
         for wrapper in self.wrappers:
             if QuantType.WEIGHT in quant_types_of(wrapper):
                 wrapper.weight.clamp_(-1, 1)
+
+    def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
+        """Return the integers -1 and 1 of a weight; a sign is no rounding, so no activation's.
+
+        Raises:
+            ExportError: it is an activation that is asked for.
+        """
+        if quant_type != QuantType.WEIGHT:
+            raise ExportError(
+                f'bnn has no affine form for the {quant_type.key} of layer "{wrapper.name}": it '
+                "takes signs, which no scale and zero point round to"
+            )
+        return AffineForm(torch.tensor(1.0), torch.zeros((), dtype=torch.int32), -1, 1)
 
 
 def _sign(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine import Quantizer, QuantType, Wrapper
-from engine.quantization import quantize_unit, straight_through, wide
+from engine.quantization import AffineForm, quantize_unit, straight_through, wide
 from engine.quantizer import bits_of
 
 
@@ -51,6 +51,19 @@ class DoReFaQuantizer(Quantizer):
         noise = (torch.rand_like(gradient) - 0.5) / (2**bits - 1)
         unit = (gradient / (2 * _or_one(peak)) + 0.5 + noise).clamp(0, 1)
         return 2 * peak * (quantize_unit(unit, bits) - 0.5)
+
+    def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
+        """Return the integers that the levels are, up to the last bit of float32.
+
+        A weight of k bits is ``(2 q - (2^k - 1)) / (2^k - 1)``: odd integers, of k + 1 bits.
+        """
+        bits = bits_of(wrapper, quant_type)
+        levels = 2**bits - 1
+        zero = torch.zeros((), dtype=torch.int32)
+        if quant_type == QuantType.WEIGHT and bits == 1:
+            return AffineForm(wide(wrapper.weight.detach()).abs().mean().float(), zero, -1, 1)
+        least = -levels if quant_type == QuantType.WEIGHT else 0
+        return AffineForm(torch.tensor(1 / levels), zero, least, levels)
 
 
 def _or_one(peak: Tensor) -> Tensor:

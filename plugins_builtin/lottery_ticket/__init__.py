@@ -61,10 +61,14 @@ class LotteryTicketPruner(Schedule):
         self.round += 1
         self.update_masks()
         if self.round > 0 and self.reset_weights:
-            self.bound_model.load_state_dict(self._start["model"])
-            for name in ("optimizer", "lr_scheduler"):
-                if name in self._start:
-                    getattr(self, name).load_state_dict(copy.deepcopy(self._start[name]))
+            start = copy.deepcopy(self._start)
+            self.bound_model.load_state_dict(start["model"])
+            if self.optimizer is not None and "optimizer" in start:
+                self.optimizer.load_state_dict(
+                    _with_newcomers(start["optimizer"], self.optimizer.state_dict())
+                )
+            if self.lr_scheduler is not None and "lr_scheduler" in start:
+                self.lr_scheduler.load_state_dict(start["lr_scheduler"])
         self.apply_masks()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -83,3 +87,18 @@ class LotteryTicketPruner(Schedule):
         }
         with torch.no_grad():
             return {k: holder.state_dict() for k, holder in holders.items() if holder is not None}
+
+
+def _with_newcomers(start: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state to rewind to where it has more parameters by now.
+
+    A quantizer that learns its grid adds them at the end of a group; they begin anew. In a state a
+    parameter is its place, counted over all groups.
+    """
+    places: dict[int, int] = {}
+    groups = []
+    for old, new in zip(start["param_groups"], now["param_groups"], strict=False):
+        places.update(zip(old["params"], new["params"], strict=False))
+        groups.append({**old, "params": new["params"]})
+    groups += now["param_groups"][len(groups) :]
+    return {"state": {places[i]: s for i, s in start["state"].items()}, "param_groups": groups}

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from engine import Quantizer, QuantType, Wrapper
-from engine.quantization import keep_grid, quantize_over_extremes
-from engine.quantizer import bits_of
+from engine.quantization import keep_grid, scheme_of
 
 
 class NaiveQuantizer(Quantizer):
@@ -19,9 +18,10 @@ class NaiveQuantizer(Quantizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for wrapper in self.wrappers:
-            limit = 2 ** (bits_of(wrapper, QuantType.WEIGHT) - 1) - 1
-            keep_grid(wrapper, QuantType.WEIGHT, -limit, limit)
+            scheme = scheme_of(wrapper, QuantType.WEIGHT, "per_tensor_symmetric")
+            keep_grid(wrapper, QuantType.WEIGHT, scheme)
 
     def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
         """Return ``S round(w / S)``; the gradient passes unchanged, since nothing is clipped."""
-        return quantize_over_extremes(weight, wrapper, symmetric=True)
+        quantized: Tensor = wrapper.grids["weight"].over_extremes(weight)
+        return quantized

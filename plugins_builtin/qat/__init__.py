@@ -9,19 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import Quantizer, QuantType, Wrapper
-from engine.quantization import (
-    follow_range,
-    keep_grid,
-    quantize_over_extremes,
-    quantize_over_range,
-)
-from engine.quantizer import bits_of, quant_types_of
-
-#: Smoothing of activation ranges over training steps (section 3.1: "close to 1").
-EMA_DECAY = 0.99
+from engine.quantization import Delay, average_ranges, keep_grid, scheme_of, update_waits
+from engine.quantization.batch_norm import FloatStatistics, FrozenNorms, norm_pairs
+from engine.quantizer import of_type, quant_types_of
 
 
 class QAT_Quantizer(Quantizer):
@@ -33,33 +26,75 @@ class QAT_Quantizer(Quantizer):
     """
 
     quant_grad = None
+    ema_decay: float
+    fold_batch_norm: str
+    freeze_norms_step: int | None = None
+    freeze_norms_epoch: int | None = None
+    freeze_ranges_step: int | None = None
+    freeze_ranges_epoch: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.steps = 0
+        self.delay = Delay()
+        self._following = True
+        self._frozen: FrozenNorms | None = None
+        self._second_passes: list[FloatStatistics] = []
+        norms = norm_pairs(self.bound_model) if self.fold_batch_norm != "none" else {}
         for wrapper in self.wrappers:
-            wrapper.quantizing = wrapper.config["quant_start_step"] == 0
             for quant_type in quant_types_of(wrapper):
-                keep_grid(wrapper, quant_type, 0, 2 ** bits_of(wrapper, quant_type) - 1)
+                norm = norms.get(wrapper.module) if quant_type == QuantType.WEIGHT else None
+                grid = keep_grid(wrapper, quant_type, scheme_of(wrapper, quant_type), norm)
+                grid.start = of_type(wrapper.config["quant_start_step"], quant_type) or 0
+                grid.delay = self.delay
+        self._waiting = update_waits(self.wrappers)
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps were done."""
+        return self.delay.steps
 
     def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
-        """Return the weight on the grid from its minimum to its maximum."""
-        return quantize_over_extremes(weight, wrapper) if wrapper.quantizing else weight
+        """Return the weight, its batch norm folded in, on the grid over its extremes."""
+        return wrapper.grids["weight"].over_extremes(weight)
 
     def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the input on the grid of its smoothed range."""
-        return self._activation(input, wrapper, QuantType.INPUT)
+        follows = self._following and wrapper.module.training
+        return wrapper.grids["input"].over_range(input, self.ema_decay if follows else None)
 
     def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the output on the grid of its smoothed range."""
-        return self._activation(output, wrapper, QuantType.OUTPUT)
+        follows = self._following and wrapper.module.training
+        return wrapper.grids["output"].over_range(output, self.ema_decay if follows else None)
+
+    def compress(self) -> nn.Module:
+        """Attach; the unfused variant of folding runs each folded layer in float, too."""
+        attached = self._stack is not None
+        model = super().compress()
+        if self.fold_batch_norm == "unfused" and not attached:
+            for grid in (w.grids["weight"] for w in self.wrappers if "weight" in w.grids):
+                if grid.norm is not None:
+                    self._second_passes.append(FloatStatistics(grid.wrapper.module, grid.norm))
+        return model
+
+    def update_epoch(self, epoch: int) -> None:
+        """Freeze what is due."""
+        self._freeze()
 
     def step(self) -> None:
-        """Count an optimizer step; quantization starts after ``quant_start_step`` of them."""
-        self.steps += 1
-        for wrapper in self.wrappers:
-            if not wrapper.quantizing:
-                wrapper.quantizing = self.steps >= wrapper.config["quant_start_step"]
+        """Count an optimizer step; freeze what is due."""
+        self.delay.steps += 1
+        self._waiting = self._waiting and update_waits(self.wrappers)
+        average_ranges(self.wrappers)
+        self._freeze()
+
+    def restore_model(self, compressor: Any, model: nn.Module) -> None:
+        """Let norms go and take second passes away."""
+        for second_pass in self._second_passes:
+            second_pass.remove()
+        if self._frozen is not None:
+            self._frozen.remove(model.training)
+        self._second_passes, self._frozen = [], None
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the number of steps so far."""
@@ -67,9 +102,19 @@ class QAT_Quantizer(Quantizer):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
-        self.steps = state["steps"]
+        self.delay.steps = state["steps"]
+        self._waiting = update_waits(self.wrappers)
+        self._freeze()
 
-    def _activation(self, tensor: Tensor, wrapper: Wrapper, quant_type: QuantType) -> Tensor:
-        if wrapper.module.training:
-            follow_range(tensor, wrapper, quant_type, EMA_DECAY)
-        return quantize_over_range(tensor, wrapper, quant_type) if wrapper.quantizing else tensor
+    def _freeze(self) -> None:
+        self._following = not self._due(self.freeze_ranges_step, self.freeze_ranges_epoch)
+        due = self._due(self.freeze_norms_step, self.freeze_norms_epoch)
+        if due and self._frozen is None:
+            self._frozen = FrozenNorms(self.bound_model)
+        elif not due and self._frozen is not None:
+            self._frozen.remove(self.bound_model.training)
+            self._frozen = None
+
+    def _due(self, step: int | None, epoch: int | None) -> bool:
+        by_step = step is not None and self.steps >= step
+        return by_step or (epoch is not None and self.epoch >= epoch)

@@ -14,7 +14,10 @@ l1_filter                    pruner     ok      engine        0.1.0    Channels 
 l2_filter                    pruner     ok      engine        0.1.0    Channels of smallest L2 norm
 level                        pruner     ok      engine        0.1.0    Smallest weights, per layer
 lottery_ticket               schedule   ok      engine        0.1.0    Rounds of prune and rewind
+lsq                          quantizer  ok      engine        0.1.0    Learned step sizes
+lsq_plus                     quantizer  ok      engine        0.1.0    Learned steps and offsets
 naive                        quantizer  ok      engine        0.1.0    Weights on a symmetric grid
+ptq                          quantizer  ok      engine        0.1.0    Ranges without training
 qat                          quantizer  ok      engine        0.1.0    Integer grid while training
 slim                         pruner     ok      engine        0.1.0    Channels of smallest BN scale
 taylor_fo_weight_filter      pruner     ok      engine        0.1.0    Channels the loss needs least
@@ -26,7 +29,7 @@ def test_the_table(run):
 
 
 def test_a_table_with_plugins_that_cannot_be_used(run, site, monkeypatch):
-    site.plugin("lsq", "lsq-plugin-with-a-long-name", "0.3.1.dev20240101", schema=None)
+    site.plugin("lut", "lut-plugin-with-a-long-name", "0.3.1.dev20240101", schema=None)
     site.plugin("level", "other")
     site.plugin(
         "an_algorithm_with_a_name_that_does_not_fit", "z", schema=with_facts(summary="é" * 99)
@@ -41,8 +44,8 @@ def test_a_table_with_plugins_that_cannot_be_used(run, site, monkeypatch):
     )
     assert notes == (
         'level (other 1.0), clash: also offered by engine 0.1.0; this one is "other:level"\n'
-        "lsq (lsq-plugin-with-a-long-name 0.3.1.dev20240101), broken: no schema.json beside "
-        "lsq_plugin_with_a_long_name\n"
+        "lut (lut-plugin-with-a-long-name 0.3.1.dev20240101), broken: no schema.json beside "
+        "lut_plugin_with_a_long_name\n"
         "slim (engine 0.1.0), blocked: listed in ENGINE_BLOCK\n"
     )
 
@@ -61,7 +64,7 @@ def test_extensions_have_a_table_of_their_own(run, site):
 
 
 def test_the_same_facts_as_json(run, site):
-    site.plugin("lsq", "lsq-plugin", schema=None)
+    site.plugin("lut", "lut-plugin", schema=None)
     code, output, errors = run("list-algorithms", "--json")
     rows = {row["name"]: row for row in json.loads(output)}
     assert (code, errors) == (0, "")
@@ -86,6 +89,6 @@ def test_the_same_facts_as_json(run, site):
         "aliases": ["AGPruner", "AGP_Pruner"],
         "capabilities": [],
     }
-    assert rows["lsq"]["status"] == "broken"
-    assert rows["lsq"]["reason"] == "no schema.json beside lsq_plugin"
-    assert rows["lsq"].keys() == rows["agp"].keys()
+    assert rows["lut"]["status"] == "broken"
+    assert rows["lut"]["reason"] == "no schema.json beside lut_plugin"
+    assert rows["lut"].keys() == rows["agp"].keys()

@@ -67,12 +67,12 @@ def test_a_page_as_json(run):
 
 def test_a_page_of_a_plugin_that_is_not_there_or_broken(run, site):
     assert run("show", "levle") == (2, "", str(registry.resolve("levle")) + "\n")
-    site.plugin("lsq", "lsq-plugin", schema=None)
-    assert run("show", "lsq") == (
+    site.plugin("lut", "lut-plugin", schema=None)
+    assert run("show", "lut") == (
         2,
         "",
-        "lsq (lsq-plugin 1.0) is broken: no schema.json beside lsq_plugin\n"
-        '  reinstall or upgrade lsq-plugin, or set ENGINE_BLOCK="lsq-plugin"\n',
+        "lut (lut-plugin 1.0) is broken: no schema.json beside lut_plugin\n"
+        '  reinstall or upgrade lut-plugin, or set ENGINE_BLOCK="lut-plugin"\n',
     )
 
 

@@ -229,7 +229,8 @@ ONE_MISTAKE = [
     ),
     (
         section(extensions=["bars"]),
-        '/extensions/0\n  unknown extension "bars"\n  installed: channel_rounding, dependency_aware, global_ranking',
+        '/extensions/0\n  unknown extension "bars"\n'
+        "  installed: channel_rounding, dependency_aware, global_ranking",
     ),
     ({"compression": 3}, None),
     (

@@ -6,7 +6,7 @@ from models import mlp
 from torch import nn
 
 from engine import PluginError, QuantGrad, Quantizer, QuantType, hookimpl
-from engine.algorithms import DoReFaQuantizer, QAT_Quantizer
+from engine.algorithms import DoReFaQuantizer, LSQQuantizer, PTQQuantizer, QAT_Quantizer
 
 ALL = ["weight", "input", "output"]
 
@@ -119,8 +119,15 @@ def test_a_built_in_algorithm_can_be_given_another_gradient():
     class OfDoReFa(DoReFaQuantizer):
         quant_grad = ClipGrad
 
+    class OfLSQ(LSQQuantizer):
+        def quant_backward(self, tensor, grad_output):
+            return grad_output * (tensor.abs() <= 1)
+
+    class OfPTQ(PTQQuantizer):
+        quant_grad = ClipGrad
+
     assert weight_gradient(QAT_Quantizer, [0.4, 1.7, -1.0]) == [1, 2, 3]
-    for cls in (ByMethod, ByGrad, OfDoReFa):
+    for cls in (ByMethod, ByGrad, OfDoReFa, OfLSQ, OfPTQ):
         assert weight_gradient(cls, [0.4, 1.7, -1.0]) == [1, 0, 3]
 
 

@@ -8,9 +8,20 @@ from models import ConvNet, images, mlp, train_step
 from torch import nn
 
 from engine import Pruner
-from engine.algorithms import BNNQuantizer, DoReFaQuantizer, LevelPruner, QAT_Quantizer
+from engine.algorithms import (
+    BNNQuantizer,
+    DoReFaQuantizer,
+    LevelPruner,
+    LSQQuantizer,
+    QAT_Quantizer,
+)
 
-QUANTIZERS = {"qat": (QAT_Quantizer, 4), "dorefa": (DoReFaQuantizer, 2), "bnn": (BNNQuantizer, 1)}
+QUANTIZERS = {
+    "qat": (QAT_Quantizer, 4),
+    "lsq": (LSQQuantizer, 4),
+    "dorefa": (DoReFaQuantizer, 2),
+    "bnn": (BNNQuantizer, 1),
+}
 PRUNE = [{"sparsity": 0.5, "op_types": ["Linear"]}]
 
 

@@ -48,7 +48,7 @@ def test_an_unknown_name_gets_the_list_and_the_nearest(site):
     assert message("levle") == (
         'unknown algorithm "levle"\n'
         "  installed: activation_apoz_rank_filter, activation_mean_rank_filter, agp, bnn, dorefa, "
-        "fpgm, l1_filter, l2_filter, level, lottery_ticket, naive, qat, slim, "
+        "fpgm, l1_filter, l2_filter, level, lottery_ticket, lsq, lsq_plus, naive, ptq, qat, slim, "
         "taylor_fo_weight_filter\n"
         '  did you mean "level"?'
     )
@@ -69,26 +69,26 @@ def test_an_extension_is_no_algorithm(site):
 
 
 def test_a_broken_plugin_says_why_and_what_to_do(site):
-    site.plugin("lsq", "lsq-plugin", "0.3.1", schema=None)
+    site.plugin("lut", "lut-plugin", "0.3.1", schema=None)
     expected = (
-        "lsq (lsq-plugin 0.3.1) is broken: no schema.json beside lsq_plugin\n"
-        '  reinstall or upgrade lsq-plugin, or set ENGINE_BLOCK="lsq-plugin"'
+        "lut (lut-plugin 0.3.1) is broken: no schema.json beside lut_plugin\n"
+        '  reinstall or upgrade lut-plugin, or set ENGINE_BLOCK="lut-plugin"'
     )
-    assert message("lsq") == expected
-    assert message("lsq-plugin:lsq") == expected
-    (plugin,) = [p for p in registry.algorithms() if p.name == "lsq"]
+    assert message("lut") == expected
+    assert message("lut-plugin:lut") == expected
+    (plugin,) = [p for p in registry.algorithms() if p.name == "lut"]
     for use in (plugin.load, lambda: plugin.schema):
         with pytest.raises(PluginError) as caught:
             use()
         assert str(caught.value) == expected
-        assert (caught.value.plugin, caught.value.distribution) == ("lsq", "lsq-plugin 0.3.1")
+        assert (caught.value.plugin, caught.value.distribution) == ("lut", "lut-plugin 0.3.1")
 
 
 def test_an_incompatible_plugin_says_for_what_it_was_written(site):
-    site.plugin("lsq", "lsq-plugin", schema=with_facts(api="2.0"))
-    assert message("lsq") == (
-        "lsq (lsq-plugin 1.0) is incompatible: written for engine API 2.0, this engine has 1.0\n"
-        '  upgrade engine, or set ENGINE_BLOCK="lsq-plugin"'
+    site.plugin("lut", "lut-plugin", schema=with_facts(api="2.0"))
+    assert message("lut") == (
+        "lut (lut-plugin 1.0) is incompatible: written for engine API 2.0, this engine has 1.0\n"
+        '  upgrade engine, or set ENGINE_BLOCK="lut-plugin"'
     )
     site.plugin("old", "old-plugin", schema=with_facts(api="0.9"))
     assert message("old").endswith('\n  upgrade old-plugin, or set ENGINE_BLOCK="old-plugin"')
@@ -131,17 +131,17 @@ def test_a_class_name_of_several_plugins_must_be_said_better(site):
 
 
 def test_a_missing_dependency_is_named_with_the_distribution(site):
-    site.plugin("lsq", "lsq-plugin", "0.3.1", code="import surely_not_installed\n")
-    plugin = registry.find("lsq")
+    site.plugin("lut", "lut-plugin", "0.3.1", code="import surely_not_installed\n")
+    plugin = registry.find("lut")
     with pytest.raises(PluginError) as caught:
         plugin.load()
     assert str(caught.value) == (
-        "lsq (lsq-plugin 0.3.1) cannot be imported\n"
+        "lut (lut-plugin 0.3.1) cannot be imported\n"
         "  ModuleNotFoundError: No module named 'surely_not_installed'\n"
-        '  see the traceback with: python -c "import lsq_plugin"'
+        '  see the traceback with: python -c "import lut_plugin"'
     )
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
-    assert "lsq_plugin" in "".join(traceback.format_exception(caught.value))
+    assert "lut_plugin" in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -150,32 +150,32 @@ def test_a_missing_dependency_is_named_with_the_distribution(site):
         ("raise ValueError('first line\\nsecond line')", "ValueError: first line"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("raise RuntimeError", "RuntimeError"),
-        ("", "AttributeError: module 'lsq_plugin' has no attribute 'Pruner'"),
-        ("Pruner = 3", "lsq_plugin:Pruner is int, not a class"),
+        ("", "AttributeError: module 'lut_plugin' has no attribute 'Pruner'"),
+        ("Pruner = 3", "lut_plugin:Pruner is int, not a class"),
     ],
 )
 def test_whatever_an_import_does_becomes_one_line(site, code, cause):
-    site.plugin("lsq", "lsq-plugin", code=code)
+    site.plugin("lut", "lut-plugin", code=code)
     with pytest.raises(PluginError) as caught:
-        registry.find("lsq").load()
+        registry.find("lut").load()
     assert str(caught.value) == (
-        f"lsq (lsq-plugin 1.0) cannot be imported\n  {cause}\n"
-        '  see the traceback with: python -c "import lsq_plugin"'
+        f"lut (lut-plugin 1.0) cannot be imported\n  {cause}\n"
+        '  see the traceback with: python -c "import lut_plugin"'
     )
 
 
 def test_a_class_finds_its_plugin(site):
-    site.plugin("lsq", "lsq-plugin")
-    plugin = registry.find("lsq")
+    site.plugin("lut", "lut-plugin")
+    plugin = registry.find("lut")
     assert registry.find_class(plugin.load()) is plugin
     assert registry.find_class(int) is None
 
 
 def test_a_class_that_its_package_re_exports_finds_its_plugin(site):
-    site.plugin("lsq", "lsq-plugin", code="from lsq_plugin.inner import Pruner\n")
-    site.package("lsq_plugin.inner", schema=None)
-    plugin = registry.find("lsq")
+    site.plugin("lut", "lut-plugin", code="from lut_plugin.inner import Pruner\n")
+    site.package("lut_plugin.inner", schema=None)
+    plugin = registry.find("lut")
     cls = plugin.load()
-    assert cls.__module__ == "lsq_plugin.inner"
+    assert cls.__module__ == "lut_plugin.inner"
     assert registry.find_class(cls) is plugin
-    assert "lsq_plugin.inner" in sys.modules
+    assert "lut_plugin.inner" in sys.modules

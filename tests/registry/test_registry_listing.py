@@ -19,7 +19,10 @@ BUILTIN = [
     "l2_filter",
     "level",
     "lottery_ticket",
+    "lsq",
+    "lsq_plus",
     "naive",
+    "ptq",
     "qat",
     "slim",
     "taylor_fo_weight_filter",
@@ -41,11 +44,11 @@ def test_papers_are_complete(site):
 
 
 def test_facts_come_from_metadata_and_schema(site):
-    site.plugin("lsq", "LSQ-Plugin", "0.3.1", schema=with_facts(capabilities=["soft"]))
-    (plugin,) = [p for p in registry.algorithms() if p.name == "lsq"]
-    assert (plugin.distribution, plugin.version) == ("LSQ-Plugin", "0.3.1")
-    assert plugin.qualified_name == "LSQ-Plugin:lsq"
-    assert (plugin.module, plugin.attribute) == ("LSQ_Plugin", "Pruner")
+    site.plugin("lut", "LUT-Plugin", "0.3.1", schema=with_facts(capabilities=["soft"]))
+    (plugin,) = [p for p in registry.algorithms() if p.name == "lut"]
+    assert (plugin.distribution, plugin.version) == ("LUT-Plugin", "0.3.1")
+    assert plugin.qualified_name == "LUT-Plugin:lut"
+    assert (plugin.module, plugin.attribute) == ("LUT_Plugin", "Pruner")
     assert (plugin.kind, plugin.role, plugin.label) == ("pruning", "provider", "pruner")
     assert (plugin.summary, plugin.api) == ("Made for a test", "1.0")
     assert (plugin.paper, plugin.aliases, plugin.capabilities) == ({}, (), ("soft",))
@@ -63,14 +66,14 @@ def test_listing_does_not_import_the_plugin_nor_the_packages_above_it(site):
 @pytest.mark.parametrize(
     ("schema", "status", "reason"),
     [
-        (None, "broken", "no schema.json beside lsq_plugin"),
+        (None, "broken", "no schema.json beside lut_plugin"),
         (
             '{"a": 1,}',
             "broken",
-            "schema.json of lsq_plugin is not JSON: Expecting property name enclosed in double "
+            "schema.json of lut_plugin is not JSON: Expecting property name enclosed in double "
             "quotes, line 1, column 9",
         ),
-        ("[]", "broken", "schema.json of lsq_plugin is not a JSON object"),
+        ("[]", "broken", "schema.json of lut_plugin is not a JSON object"),
         ("{}", "broken", 'schema.json has no "x-engine" section'),
         (
             with_facts(api=None, kind=None),
@@ -112,18 +115,18 @@ def test_listing_does_not_import_the_plugin_nor_the_packages_above_it(site):
     ],
 )
 def test_a_plugin_that_cannot_be_used_says_why_and_harms_no_other(site, schema, status, reason):
-    site.plugin("lsq", "lsq-plugin", schema=schema)
-    if reason.startswith("schema.json of lsq_plugin is not JSON") and sys.version_info >= (3, 13):
-        reason = row("lsq")[1]  # the parser's own words changed
-    assert row("lsq") == (status, reason)
+    site.plugin("lut", "lut-plugin", schema=schema)
+    if reason.startswith("schema.json of lut_plugin is not JSON") and sys.version_info >= (3, 13):
+        reason = row("lut")[1]  # the parser's own words changed
+    assert row("lut") == (status, reason)
     assert row("level") == ("ok", "")
     assert len(registry.algorithms()) == len(BUILTIN) + 1
 
 
 def test_a_schema_that_is_not_utf8_is_broken(site):
-    site.plugin("lsq", "lsq-plugin")
-    (site.folder / "lsq_plugin" / "schema.json").write_bytes(b'{"\xff": 1}')
-    assert row("lsq") == ("broken", "schema.json of lsq_plugin is not UTF-8")
+    site.plugin("lut", "lut-plugin")
+    (site.folder / "lut_plugin" / "schema.json").write_bytes(b'{"\xff": 1}')
+    assert row("lut") == ("broken", "schema.json of lut_plugin is not UTF-8")
 
 
 def test_a_module_that_does_not_exist_is_broken(site):
@@ -131,9 +134,9 @@ def test_a_module_that_does_not_exist_is_broken(site):
     assert row("x") == ("broken", "module gone.deep.er is not found")
 
 
-@pytest.mark.parametrize("value", ["lsq_plugin", "lsq_plugin:", ":Pruner", "lsq_plugin:not-a-name"])
+@pytest.mark.parametrize("value", ["lut_plugin", "lut_plugin:", ":Pruner", "lut_plugin:not-a-name"])
 def test_an_entry_point_of_the_wrong_form_is_broken(site, value):
-    site.distribution("lsq-plugin", algorithms=[("x", value)])
+    site.distribution("lut-plugin", algorithms=[("x", value)])
     assert row("x") == ("broken", f'the entry point "{value}" is not of the form module:Class')
 
 

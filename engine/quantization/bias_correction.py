@@ -1,0 +1,92 @@
+"""Bias correction: the mean that quantized weights shift an output by is taken off again.
+
+Nagel, van Baalen, Blankevoort, Welling 2019, "Data-Free Quantization Through Weight Equalization
+and Bias Correction", arXiv 1906.04721, section 4.2, with the expectation taken over batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.computed import Stage, is_computed, without_stage
+from engine.wrapper import Wrapper
+
+_SPATIAL: dict[type[nn.Module], int] = {
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+
+
+class _Shift:
+    """Collects ``E[layer(x, quantized weight) - layer(x, weight)]`` for each channel."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._total: Tensor | float = 0.0
+        self._batches = 0
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        quantized: Tensor = layer.forward(*args, **kwargs)
+        with without_stage(layer, Stage.QUANTIZE):
+            shift = quantized - layer.forward(*args, **kwargs)
+        channels = shift.movedim(self._axis, 0)
+        self._total = self._total + channels.flatten(1).double().mean(1)
+        self._batches += 1
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean over batches, float64 (channels,)."""
+        return torch.as_tensor(self._total) / max(self._batches, 1)
+
+
+@torch.no_grad()
+def correct_biases(
+    wrappers: Sequence[Wrapper], norms: Mapping[nn.Module, nn.Module], run: Callable[[], object]
+) -> list[tuple[Tensor, Tensor]]:
+    """Take off what quantized weights add to the mean of each channel; return what was there.
+
+    The shift goes into the layer's bias, or, of a layer without one, into the running mean of the
+    batch norm behind it; a layer with neither is left alone.
+
+    Args:
+        wrappers: layers whose weight is quantized are corrected: convolutions and linear layers.
+        norms: the batch norm behind a layer.
+        run: runs the batches through the model in evaluation mode.
+
+    Returns:
+        Each tensor that was changed with a copy of what it was.
+    """
+    collected = []
+    try:
+        for wrapper in wrappers:
+            layer = wrapper.module
+            axis = -1 - next((n for kind, n in _SPATIAL.items() if isinstance(layer, kind)), 0)
+            target: Tensor | None = layer._parameters.get("bias")
+            if target is None and layer in norms:
+                target = norms[layer]._buffers["running_mean"]
+            known = axis < -1 or isinstance(layer, nn.Linear)
+            if known and target is not None and is_computed(layer, Stage.QUANTIZE):
+                shift = _Shift(axis)
+                handle = layer.register_forward_hook(shift, with_kwargs=True)
+                collected.append((layer, target, shift, handle))
+        run()
+    finally:
+        for *_, handle in collected:
+            handle.remove()
+    before: list[tuple[Tensor, Tensor]] = []
+    for layer, target, shift, _ in collected:
+        before.append((target, target.detach().clone()))
+        own = target is layer._parameters.get("bias")
+        # A norm takes its mean off: what is added to the mean is taken off the output.
+        target.add_(shift.mean.to(target), alpha=-1.0 if own else 1.0)
+    return before

@@ -1,0 +1,114 @@
+"""Ranges of activations from a person's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError
+from engine.quantization.observers import Observer
+from engine.wrapper import Wrapper
+
+Forward = Callable[[nn.Module, Any], object]
+
+
+def call_with_batch(model: nn.Module, batch: Any) -> object:
+    """Call ``model`` with a batch: a mapping as keywords, of a tuple or list the first item."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(batch[0])
+    return model(batch)
+
+
+@torch.no_grad()
+def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> int:
+    """Run ``batches`` through ``model`` in evaluation mode, then give it back its modes.
+
+    Args:
+        model: the model.
+        batches: a loader, or any iterable of what ``forward`` takes.
+        forward: calls the model with a batch; :func:`call_with_batch` without it.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        EngineError: there were none.
+    """
+    call = call_with_batch if forward is None else forward
+    training = [module for module in model.modules() if module.training]
+    count = 0
+    try:
+        model.eval()
+        for batch in batches:
+            call(model, batch)
+            count += 1
+    finally:
+        for module in training:
+            module.training = True
+    if not count:
+        raise EngineError(
+            "calibration got no batches\n"
+            "  it needs at least one: a list of batches, or a loader that is not used up"
+        )
+    return count
+
+
+class Calibration:
+    """Observers for all activations of some layers, while batches run through the model.
+
+    Args:
+        wrappers: the layers; their grids get the ranges.
+        make_observer: called for each activation.
+    """
+
+    def __init__(self, wrappers: Sequence[Wrapper], make_observer: Callable[[], Observer]) -> None:
+        self._observers = {
+            (wrapper, key): make_observer()
+            for wrapper in wrappers
+            for key in wrapper.grids
+            if key != "weight"
+        }
+        self._batch = 0
+
+    def observe(self, tensor: Tensor, wrapper: Wrapper, key: str) -> None:
+        """Take one activation into account.
+
+        Raises:
+            EngineError: it holds NaN or infinity; layer and batch are named.
+        """
+        if not bool(tensor.isfinite().all()):
+            raise EngineError(
+                f'the {key} of layer "{wrapper.name}" ({wrapper.type}) holds NaN or infinity in '
+                f"calibration batch {self._batch}\n  check the batch, and the model in float32"
+            )
+        self._observers[wrapper, key].observe(tensor)
+
+    def run(self, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
+        """Run the batches and set the ranges; see :func:`run_batches`.
+
+        Raises:
+            EngineError: there are no batches, an activation is not finite, or one is never reached;
+                no range is changed.
+        """
+        run_batches(model, self._counted(batches), forward)
+        for observer in self._observers.values():
+            observer.synchronize()
+        unseen = [f'{k} of layer "{w.name}"' for (w, k), o in self._observers.items() if not o.seen]
+        if unseen:
+            raise EngineError(
+                f"no calibration batch reached the {', the '.join(unseen)}\n"
+                "  a layer that the model does not call is left out with exclude: true"
+            )
+        for (wrapper, key), observer in self._observers.items():
+            grid = wrapper.grids[key]
+            grid.set_range(*observer.limits(grid.scheme))
+
+    def _counted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for number, batch in enumerate(batches):
+            self._batch = number
+            yield batch
