@@ -18,8 +18,6 @@ from engine.speedup.widen import hook, places_of
 _KEY = "_speedup_recipe"
 _FORMAT = "engine smaller model"
 _VERSION = 1
-#: What attributes may be: sizes, alone or in a row.
-_PLAIN = (int, list, tuple)
 
 
 def remember(model: nn.Module, snapshot: Snapshot) -> None:
@@ -39,9 +37,7 @@ def remember(model: nn.Module, snapshot: Snapshot) -> None:
         plain = {
             name: list(value) if isinstance(value, list | tuple) else value
             for name, value in module.__dict__.items()
-            if not name.startswith("_")
-            and type(value) in _PLAIN
-            and value != state.attributes.get(name)
+            if not name.startswith("_") and _is_plain(value) and value != state.attributes.get(name)
         }
         if isinstance(module, PrunedMultiheadAttention) and tensors:
             entry["attention"] = {"scale": module.scale, "heads": module.num_heads}
@@ -58,6 +54,13 @@ def remember(model: nn.Module, snapshot: Snapshot) -> None:
                 elif key != "class":
                     known[key] = value
     model.__dict__[_KEY] = recipe
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether an attribute holds sizes: a number, or some in a row."""
+    if type(value) in (list, tuple):
+        return all(type(each) is int for each in value)
+    return type(value) is int
 
 
 def save_compressed(model: nn.Module, path: PathLike) -> None:

@@ -63,3 +63,27 @@ def test_a_model_that_is_not_smaller_has_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was not made smaller"):
         engine.save_compressed(net(), tmp_path / "small.pt")
     assert not list(tmp_path.iterdir())
+
+
+class Remembers(nn.Module):
+    """A model that keeps its last activations in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.seen = net(), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = [self.body[0](x)]
+        return self.body(x)
+
+
+def test_attributes_that_hold_tensors_are_not_taken_for_sizes(tmp_path: Path) -> None:
+    model = Remembers()
+    with torch.no_grad():
+        model.body[0].weight[:4] = 0
+        model.body[0].bias[:4] = 0
+        model(torch.randn(2, 4))
+        speedup(model, torch.randn(2, 4))
+    engine.save_compressed(model, tmp_path / "small.pt")
+    fresh = engine.load_compressed(Remembers(), tmp_path / "small.pt")
+    assert fresh.body[0].out_features == 4
