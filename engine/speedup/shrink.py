@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -73,6 +73,10 @@ def speedup(
             raise SpeedupError(
                 f"the model cannot be followed while it runs: {type(error).__name__}: {error}"
             ) from error
+        if _unused(model, tracer):
+            with _containers_training(model), suppress(Exception):
+                # Heads that only run in training: they read channels, too.
+                tracer.run(*compare.copied((positional, named)))
         checked: set[str] = set()
         recording: Recording | None = None
         while True:
@@ -114,6 +118,30 @@ def refuse_compiled(model: nn.Module) -> None:
                 f'"{name or "the model"}" is a {type(module).__name__}, which cannot be followed; '
                 "speed up the model that it was made from, then script or compile that"
             )
+
+
+def _unused(model: nn.Module, tracer: Tracer) -> bool:
+    """Return whether some module has parameters that the traced run did not use."""
+    return any(_unseen(model, tracer, path) for path, _ in model.named_modules())
+
+
+@contextmanager
+def _containers_training(model: nn.Module) -> Iterator[None]:
+    """Let modules that only call others believe that they train; norms and dropout do not."""
+    containers = [
+        module
+        for module in model.modules()
+        if next(module.children(), None) is not None
+        and not any(True for _ in module.parameters(recurse=False))
+        and not any(True for _ in module.buffers(recurse=False))
+    ]
+    for module in containers:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in containers:
+            module.training = False
 
 
 def _unseen(model: nn.Module, tracer: Tracer, path: str) -> bool:

@@ -177,3 +177,32 @@ def test_shared_heads_go_with_those_that_read_them() -> None:
     assert (model.heads, model.shared) == (2, 1)
     assert (model.q.out_features, model.kv.out_features, model.out.in_features) == (16, 16, 16)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+
+
+class Auxiliary(nn.Module):
+    """A second head that only runs in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head, self.extra = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Any:
+        y = torch.relu(self.norm(self.a(x)))
+        return (self.head(y), self.extra(y)) if self.training else self.head(y)
+
+
+def test_heads_that_only_run_in_training_become_smaller_too() -> None:
+    model = half(Auxiliary())
+    with torch.no_grad():
+        model.norm.weight[:4] = 0
+        model.norm.bias[:4] = 0
+    before = model.norm.running_mean.clone()
+    expected = model(X)
+    speedup(model, X)
+    torch.testing.assert_close(model(X), expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(model.norm.running_mean, before[4:])
+    assert not model.training
+    assert model.extra.in_features == 4
+    model.train()
+    sum(t.sum() for t in model(X)).backward()
