@@ -45,8 +45,9 @@ class Histogram(Observer):
         if largest := max(-low, high):
             # Widths that float32 has as normal numbers, ends that are finite in it.
             self._grow(min(max(math.frexp(largest)[1], -100), 127))
-            # Exact, since bins are powers of two wide; torch.histc rounds at their edges.
-            place = (tensor.flatten() * (BINS / 2.0 ** float(self.exponent))).floor_()
+            # Exact, since bins are powers of two wide (torch.histc rounds at their edges); in
+            # float64, where the smallest float32 does not become 0.
+            place = (tensor.flatten().double() * (BINS / 2.0 ** float(self.exponent))).floor_()
             place = place.clamp_(-BINS, BINS - 1).to(torch.int64).add_(BINS)
             zeros = tensor.numel() - torch.count_nonzero(tensor)
             self.counts += torch.bincount(place, minlength=2 * BINS)
