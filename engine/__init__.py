@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.report import layer_table
     from engine.schedule import Schedule
     from engine.speedup import load_compressed, save_compressed
+    from engine.watch import LayerState, Watcher, layer_states, total_sparsity
     from engine.wrapper import Wrapper
 
 _HOME = {
@@ -32,6 +33,7 @@ _HOME = {
     "ConfigError": "engine.errors",
     "EngineError": "engine.errors",
     "ExportError": "engine.errors",
+    "LayerState": "engine.watch",
     "PluginError": "engine.errors",
     "Problem": "engine.errors",
     "Pruner": "engine.pruner",
@@ -39,16 +41,19 @@ _HOME = {
     "QuantType": "engine.quantizer",
     "Quantizer": "engine.quantizer",
     "Schedule": "engine.schedule",
+    "Watcher": "engine.watch",
     "Wrapper": "engine.wrapper",
     "apply_masks": "engine.export",
     "create_compressor": "engine.create",
     "hookimpl": "engine.hookspecs",
+    "layer_states": "engine.watch",
     "layer_table": "engine.report",
     "load_compressed": "engine.speedup",
     "load_masks": "engine.export",
     "load_quantized": "engine.export",
     "print_result": "engine.experiment",
     "save_compressed": "engine.speedup",
+    "total_sparsity": "engine.watch",
 }
 
 __all__ = [
@@ -58,6 +63,7 @@ __all__ = [
     "ConfigError",
     "EngineError",
     "ExportError",
+    "LayerState",
     "PluginError",
     "Problem",
     "Pruner",
@@ -65,16 +71,19 @@ __all__ = [
     "QuantType",
     "Quantizer",
     "Schedule",
+    "Watcher",
     "Wrapper",
     "apply_masks",
     "create_compressor",
     "hookimpl",
+    "layer_states",
     "layer_table",
     "load_compressed",
     "load_masks",
     "load_quantized",
     "print_result",
     "save_compressed",
+    "total_sparsity",
 ]
 
 

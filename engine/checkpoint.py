@@ -29,6 +29,10 @@ def state_of(compressor: Compressor) -> dict[str, Any]:
         "epoch": compressor.epoch,
         "wrappers": {wrapper.name: _wrapper_state(wrapper) for wrapper in compressor.wrappers},
         "extra": [dict(part.get_extra_state()) for part in compressor._participants()],
+        "extensions": {
+            name: dict(extension.get_extra_state())
+            for name, extension in _extensions(compressor).items()
+        },
     }
 
 
@@ -101,7 +105,22 @@ def _put(compressor: Compressor, by_name: Mapping[str, Wrapper], state: Mapping[
     for part, extra in zip(compressor._participants(), state["extra"], strict=True):
         part.epoch = state["epoch"]
         part.set_extra_state(extra)
+    # One that was added or left out since the state was saved begins anew, or is passed over.
+    for name, extension in _extensions(compressor).items():
+        if name in state.get("extensions", {}):
+            extension.set_extra_state(state["extensions"][name])
     compressor._state_replaced()
+
+
+def _extensions(compressor: Compressor) -> dict[str, Any]:
+    """Return the extensions that have a state of their own, by class name and order."""
+    named: dict[str, Any] = {}
+    for extension in compressor.extensions:
+        if hasattr(extension, "get_extra_state") and hasattr(extension, "set_extra_state"):
+            name = _class_of(extension)
+            others = sum(key.partition(" ")[0] == name for key in named)
+            named[f"{name} {others + 1}" if others else name] = extension
+    return named
 
 
 def _unlike(wrapper: Wrapper, entry: Mapping[str, Mapping[str, Any]]) -> list[str]:

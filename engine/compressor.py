@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from engine import checkpoint, config, registry
+from engine.blame import Verify
 from engine.errors import ConfigError, EngineError, Problem
 from engine.model_hooks import KEEPER, Keeper, OwnHook
 from engine.optimizer_hooks import OptimizerHooks
@@ -108,7 +109,8 @@ class Compressor:
         parts = list(self._participants())
         needed = [extension for part in parts for extension in part._own_extensions()]
         given = {type(extension) for extension in self.extensions}
-        stack = Stack([*parts, *(e for e in needed if type(e) not in given), *self.extensions])
+        needed = [extension for extension in needed if type(extension) not in given]
+        stack = Stack([*parts, *needed, *self.extensions], self._verifiers())
         self._require(stack)
         prepare = stack.resolve("preprocess_model")
         try:
@@ -290,6 +292,10 @@ class Compressor:
     def _require(self, stack: Stack) -> None:
         """Raise PluginError when the stack lacks a hook that this kind needs."""
 
+    def _verifiers(self) -> Mapping[str, Verify]:
+        """Return, by hook, what looks at each plugin's result where several have a say in it."""
+        return {}
+
     def _attach(self, stack: Stack) -> None:
         raise NotImplementedError
 
@@ -309,8 +315,12 @@ class Compressor:
         return True
 
     def _after_step(self) -> None:
-        if self._tell_step is not None:
-            self._tell("step")
+        try:
+            if self._tell_step is not None:
+                self._tell("step")
+        except BaseException:
+            self._weights_replaced()  # whatever a plugin does, what is masked is zero
+            raise
         self._optimizer_stepped()
 
     def _tell(self, hook: str, *arguments: Any) -> None:

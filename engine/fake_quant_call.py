@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from engine.blame import PASSING, failure
 from engine.computed import Stage, plain_weight, transform_of
 from engine.errors import PluginError
 from engine.quant_types import QuantType, bits_of
@@ -89,6 +90,8 @@ class FakeQuantCall:
         self.wrapper = wrapper
         self.quant_type = quant_type
         self.plugin = describe(quantizer)
+        self._quantizes = stack.provider(f"quantize_{quant_type.key}") or quantizer
+        self._differentiates = stack.provider("quant_backward") or quantizer
         self.quantize: Callable[..., Tensor] | None = None
         if quant_type == QuantType.GRADIENT:
             self.custom = stack.resolve("quant_backward")
@@ -113,16 +116,38 @@ class FakeQuantCall:
             apply: Callable[..., Tensor] = _GradientHook.apply
             return apply(tensor, self) if tensor.requires_grad else tensor
         if self.grad is None:
-            return self._like(tensor, self.quantize(tensor, self.wrapper))
+            return self._quantized(tensor, self.quantize)
         with torch.no_grad():
-            quantized = self._like(tensor, self.quantize(tensor, self.wrapper))
+            quantized = self._quantized(tensor, self.quantize)
         if self.custom is None and self.grad.quant_backward is QuantGrad.quant_backward:
             return straight_through(tensor, quantized)
         by_hook: Callable[..., Tensor] = self.grad.apply
         return by_hook(tensor, quantized, self)
 
+    def _quantized(self, tensor: Tensor, quantize: Callable[..., Tensor]) -> Tensor:
+        if torch.compiler.is_compiling():  # a graph has no place for who is to blame
+            return self._like(tensor, quantize(tensor, self.wrapper))
+        try:
+            return self._like(tensor, quantize(tensor, self.wrapper))
+        except PASSING:
+            raise
+        except Exception as error:
+            hook = f"quantize_{self.quant_type.key}"
+            raise failure(self._quantizes, hook, self.wrapper, error) from error
+
     def backward(self, tensor: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to ``tensor``."""
+        if torch.compiler.is_compiling():
+            return self._gradient(tensor, grad_output)
+        try:
+            return self._gradient(tensor, grad_output)
+        except PASSING:
+            raise
+        except Exception as error:
+            plugin = self._differentiates
+            raise failure(plugin, "quant_backward", self.wrapper, error) from error
+
+    def _gradient(self, tensor: Tensor, grad_output: Tensor) -> Tensor:
         wrapper, key = self.wrapper, self.quant_type.key
         scale = getattr(wrapper, f"{key}_scale", None)
         zero_point = getattr(wrapper, f"{key}_zero_point", None)

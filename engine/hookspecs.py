@@ -78,6 +78,15 @@ class HookSpecs:
         Constraints (dependency groups, multiples of 8) wrap this hook and change the mask.
         """
 
+    @hookspec
+    def masks_updated(self, compressor: Compressor) -> None:
+        """New masks are in place and applied to the weights. Observer.
+
+        Called at ``compress()``, and after an optimizer step in which masks were due; after each
+        one, for a pruner whose masks are recomputed in each. ``wrapper.sparsity`` is what was asked
+        of a layer.
+        """
+
     # -- each forward pass of a quantized layer ------------------------------------------------
 
     @hookspec(firstresult=True)

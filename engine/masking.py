@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.blame import name_of, named, origin_of
 from engine.errors import PluginError
 from engine.wrapper import Wrapper
 
@@ -32,8 +33,8 @@ class MaskedWeight:
         return weight * mask
 
 
-def checked_masks(masks: Any, wrapper: Wrapper, plugin: str) -> dict[str, Tensor]:
-    """Return ``masks`` as tensors like their parameters, zeros and ones.
+def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Tensor]:
+    """Return ``masks``, which ``plugin`` made, as tensors like their parameters, zeros and ones.
 
     Raises:
         PluginError: not a dict of masks, an unknown parameter, a wrong shape, other values.
@@ -41,10 +42,11 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: str) -> dict[str, Tensor
 
     def fault(message: str) -> PluginError:
         return PluginError(
-            f'{plugin}.calc_mask for layer "{wrapper.name}" ({wrapper.type}) {message}\n'
+            f'{named(plugin, ".calc_mask")} for layer "{wrapper.name}" ({wrapper.type}) {message}\n'
             '  it must return {"weight_mask": tensor} and may add "bias_mask", zeros and ones '
             "of the parameter's shape",
-            plugin=plugin,
+            plugin=name_of(plugin),
+            distribution=origin_of(plugin),
             hook="calc_mask",
             layer=wrapper.name,
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import export, registry
+from engine.blame import Verify, name_of, named, origin_of
 from engine.compressor import Compressor
 from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
@@ -86,8 +87,8 @@ class Pruner(Compressor):
         assert calculate is not None
         index = next(i for i, each in enumerate(self.wrappers) if each is wrapper)
         with _in_config([(index, wrapper, sparsity)]):
-            masks = self._call("calc_mask", calculate, wrapper, wrapper, sparsity, index)
-        provider = describe(self._stack.provider("calc_mask"))
+            masks = calculate(wrapper, sparsity, index)
+        provider = self._stack.provider("calc_mask")
         return None if masks is None else checked_masks(masks, wrapper, provider)
 
     # -- surface -------------------------------------------------------------------------------
@@ -141,9 +142,9 @@ class Pruner(Compressor):
         asked: list[tuple[int, Wrapper, float]] = []
         for index, wrapper in enumerate(self.wrappers):
             if id(wrapper) not in self._tied:
-                target = self._call("sparsity", ask, wrapper, wrapper, self.epoch)
+                target = ask(wrapper, self.epoch)
                 if target is not None:
-                    asked.append((index, wrapper, _fraction(target, describe(self), wrapper)))
+                    asked.append((index, wrapper, _fraction(target, self, wrapper)))
         self.asked = {id(wrapper): target for _, wrapper, target in asked}
         self.mask_round += 1
         fresh: list[tuple[Wrapper, float, dict[str, Tensor]]] = []
@@ -152,13 +153,11 @@ class Pruner(Compressor):
             for index, wrapper, target in asked:
                 if one_shot and not every_layer and wrapper.sparsity == target:
                     continue
-                masks = self._call("calc_mask", calculate, wrapper, wrapper, target, index)
+                masks = calculate(wrapper, target, index)
                 if masks is None:
                     waiting = True
                 else:
-                    fresh.append(
-                        (wrapper, target, checked_masks(masks, wrapper, describe(provider)))
-                    )
+                    fresh.append((wrapper, target, checked_masks(masks, wrapper, provider)))
         for wrapper, target, masks in fresh:
             wrapper.sparsity = target
             for name, mask in masks.items():
@@ -172,6 +171,8 @@ class Pruner(Compressor):
         agree_between_processes(fresh)
         self._refresh_companions()
         self.apply_masks()
+        if fresh:
+            self._tell("masks_updated", self)
 
     @torch.no_grad()
     def apply_masks(self) -> None:
@@ -270,6 +271,12 @@ class Pruner(Compressor):
                 hook="calc_mask",
             )
 
+    def _verifiers(self) -> Mapping[str, Verify]:
+        return {
+            "calc_mask": lambda masks, plugin, wrapper, *_: checked_masks(masks, wrapper, plugin),
+            "sparsity": _fraction,
+        }
+
     def _attach(self, stack: Stack) -> None:
         self._tied = self._find_tied()
         for wrapper in self.wrappers:
@@ -320,30 +327,15 @@ class Pruner(Compressor):
         self._weights_replaced()
 
     def _tell(self, hook: str, *arguments: Any) -> None:
-        super()._tell(hook, *arguments)
-        if hook == "update_epoch":
-            self._due = True
+        try:
+            super()._tell(hook, *arguments)
+        finally:
+            if hook == "update_epoch":
+                self._due = True
 
     def _refresh_companions(self) -> None:
         for companion in self.companions:
             companion.refresh()
-
-    def _call(self, hook: str, call: Any, wrapper: Wrapper, *arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except (PluginError, ConfigError):
-            raise
-        except Exception as error:
-            provider = self._stack.provider(hook) if self._stack is not None else None
-            origin = getattr(getattr(provider, "plugin", None), "origin", None)
-            raise PluginError(
-                f"{describe(provider)}{f' ({origin})' if origin else ''} failed in {hook} for "
-                f'layer "{wrapper.name}" ({wrapper.type}): {type(error).__name__}: {error}',
-                plugin=describe(provider),
-                distribution=origin,
-                hook=hook,
-                layer=wrapper.name,
-            ) from error
 
     def _find_tied(self) -> dict[int, Wrapper]:
         """Return, for each wrapper whose weight another one owns, that owner."""
@@ -406,16 +398,17 @@ def _in_config(asked: list[tuple[int, Wrapper, float]]) -> Iterator[None]:
             wrapper.config = config
 
 
-def _fraction(value: Any, plugin: str, wrapper: Wrapper) -> float:
+def _fraction(value: Any, plugin: object, wrapper: Wrapper, *_: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not 0.0 <= number <= 1.0:
         raise PluginError(
-            f'{plugin} asked for a sparsity of {value!r} in layer "{wrapper.name}"; '
+            f'{named(plugin)} asked for a sparsity of {value!r} in layer "{wrapper.name}"; '
             "it must be in [0, 1]",
-            plugin=plugin,
+            plugin=name_of(plugin),
+            distribution=origin_of(plugin),
             hook="sparsity",
             layer=wrapper.name,
         )

@@ -8,12 +8,15 @@ method call and keeps ``torch.compile(fullgraph=True)`` possible.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pluggy
 
+from engine.blame import Blaming, Verify
+from engine.blame import describe as describe
 from engine.errors import PluginError, nearest
+from engine.hook_calls import ThroughPluggy, adapt, as_specified, as_specified_wrapper
 from engine.hookspecs import PROJECT, HookSpecs, hookimpl
 
 #: Hook name -> the names of its arguments, in order.
@@ -22,6 +25,8 @@ HOOKS: dict[str, tuple[str, ...]] = {
     for name, spec in vars(HookSpecs).items()
     if hasattr(spec, f"{PROJECT}_spec")
 }
+#: Hooks of every forward and backward: a lone implementation is called as it is.
+_HOT = frozenset(("quantize_weight", "quantize_input", "quantize_output", "quant_backward"))
 FIRST_RESULT = frozenset(
     name for name in HOOKS if getattr(HookSpecs, name).engine_spec["firstresult"]
 )
@@ -30,15 +35,31 @@ FIRST_RESULT = frozenset(
 class Stack:
     """Plugins registered together, outermost wrapper last.
 
+    What a plugin raises in a hook becomes a PluginError that names it, except in the hooks of every
+    forward, whose caller does that. Every observer is told, also where another one fails.
+
     Args:
         plugins: algorithm instances and extensions. Wrappers that come later enclose earlier ones.
+        verify: by hook, what looks at the result of each plugin where several have a say in it.
 
     Raises:
-        PluginError: two providers for one hook, a misspelt hook or argument.
+        PluginError: two providers for one hook, a misspelt hook or argument, a plugin given twice.
     """
 
-    def __init__(self, plugins: Sequence[object]) -> None:
+    def __init__(
+        self, plugins: Sequence[object], verify: Mapping[str, Verify] | None = None
+    ) -> None:
         self.plugins = tuple(plugins)
+        self._verify = verify or {}
+        #: What observers raised in the call that is going on.
+        self._failed: dict[str, list[Exception]] = {hook: [] for hook in HOOKS}
+        for place, plugin in enumerate(self.plugins):
+            if any(plugin is other for other in self.plugins[:place]):
+                raise PluginError(
+                    f"{describe(plugin)} is given twice\n"
+                    "  an extension stands in a stack once; make another instance for another use",
+                    plugin=describe(plugin),
+                )
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self._providers: dict[str, object] = {}
@@ -71,7 +92,8 @@ class Stack:
         """
         implementations = self._direct[hook]
         if hook in self._wrapped or len(implementations) > 1:
-            return _ThroughPluggy(getattr(self._manager.hook, hook), hook, implementations)
+            caller = getattr(self._manager.hook, hook)
+            return ThroughPluggy(caller, HOOKS[hook], implementations, self._failed[hook])
         return implementations[0][1] if implementations else None
 
     def _register(self, plugin: object) -> None:
@@ -98,14 +120,20 @@ class Stack:
         ):
             raise _no_extension(describe(plugin), "has no hook")
         for hook, spec_args in HOOKS.items():
+            spec = getattr(HookSpecs(), hook)
             method = implementation_of(plugin, hook)
             if method is None:
                 continue
             options = getattr(method, f"{PROJECT}_impl", None)
-            adapted = _adapt(plugin, hook, method, spec_args)
+            adapted = adapt(plugin, hook, method, spec_args)
+            verify = self._verify.get(hook)
             if options and (options["wrapper"] or options["hookwrapper"]):
                 self._wrapped.add(hook)
-                setattr(namespace, hook, method)
+                around = method
+                if inspect.isgeneratorfunction(method):  # else pluggy says that it must be one
+                    blaming = Blaming(adapted, plugin, hook, spec_args, verify)
+                    around = hookimpl(**options)(as_specified_wrapper(blaming.around, spec))
+                setattr(namespace, hook, around)
                 continue
             if hook in FIRST_RESULT:
                 taken = self._providers.setdefault(hook, plugin)
@@ -117,8 +145,11 @@ class Stack:
                         plugin=describe(plugin),
                         hook=hook,
                     )
-            self._direct[hook].append((plugin, adapted))
-            setattr(namespace, hook, hookimpl(**_options(options))(_as_specified(adapted, hook)))
+            plain = adapted if hook in _HOT else Blaming(adapted, plugin, hook, spec_args)
+            self._direct[hook].append((plugin, plain))
+            failed = None if hook in FIRST_RESULT else self._failed[hook]
+            blaming = Blaming(adapted, plugin, hook, spec_args, verify, failed)
+            setattr(namespace, hook, hookimpl(**_options(options))(as_specified(blaming, spec)))
         try:
             self._manager.register(namespace, name=f"{describe(plugin)} {id(plugin)}")
             self._manager.check_pending()
@@ -151,11 +182,6 @@ def placeholder(method: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def describe(plugin: object) -> str:
-    """Return how messages name a plugin."""
-    return getattr(plugin, "plugin_name", None) or type(plugin).__name__
-
-
 def _no_extension(name: str, fault: str) -> PluginError:
     return PluginError(
         f"the extension {name} {fault}\n"
@@ -167,80 +193,3 @@ def _no_extension(name: str, fault: str) -> PluginError:
 def _options(options: dict[str, Any] | None) -> dict[str, Any]:
     kept = ("tryfirst", "trylast")
     return {key: options[key] for key in kept} if options else {}
-
-
-def _adapt(
-    plugin: object, hook: str, method: Callable[..., Any], spec_args: tuple[str, ...]
-) -> Callable[..., Any]:
-    """Return ``method`` taking all of the specification's arguments by position.
-
-    pluggy does not pass arguments that have defaults, yet ``calc_mask(self, wrapper,
-    wrapper_idx=None)`` is how algorithms have been written for years: here they are passed.
-    """
-    parameters = inspect.signature(method).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    names = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    unknown = [name for name in names if name not in spec_args]
-    if unknown:
-        suggestion = nearest(unknown[0], spec_args)
-        raise PluginError(
-            f"{describe(plugin)}.{hook} takes an argument {unknown[0]!r} that the hook does not "
-            f"have\n  {hook} has: {', '.join(spec_args) or 'no arguments'}"
-            + (f"\n  did you mean {suggestion!r}?" if suggestion else ""),
-            plugin=describe(plugin),
-            hook=hook,
-        )
-    if tuple(names) == spec_args and inspect.Parameter.KEYWORD_ONLY not in kinds:
-        return method
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        names = list(spec_args)
-    return _Subset(method, {name: spec_args.index(name) for name in names})
-
-
-class _Subset:
-    """Calls a method with those of the hook's arguments that it takes; can be pickled."""
-
-    def __init__(self, method: Callable[..., Any], indices: dict[str, int]) -> None:
-        self._method = method
-        self._indices = indices
-
-    def __call__(self, *args: Any) -> Any:
-        return self._method(**{name: args[index] for name, index in self._indices.items()})
-
-
-class _ThroughPluggy:
-    """Calls a hook that has wrappers or several observers.
-
-    It may live in a module (a forward-time hook). A plugin manager cannot be pickled: a pickled
-    model keeps the provider and loses the wrappers around it.
-    """
-
-    def __init__(
-        self,
-        caller: Callable[..., Any],
-        hook: str,
-        implementations: list[tuple[object, Callable[..., Any]]],
-    ) -> None:
-        self._caller = caller
-        self._names = HOOKS[hook]
-        self._implementations = implementations
-
-    def __call__(self, *args: Any) -> Any:
-        return self._caller(**dict(zip(self._names, args, strict=True)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._implementations[0][1], "__call__")
-
-
-def _as_specified(call: Callable[..., Any], hook: str) -> Callable[..., Any]:
-    """Return ``call`` in a form that pluggy reads as taking all of the hook's arguments."""
-
-    def implementation(*args: Any) -> Any:
-        return call(*args)
-
-    implementation.__wrapped__ = getattr(HookSpecs(), hook)  # type: ignore[attr-defined]
-    return implementation

@@ -18,6 +18,8 @@ COMMANDS = {
     "validate": ("engine.cli.validate", "check a configuration file"),
     "run": ("engine.cli.run", "run a one-time experiment"),
     "analyze": ("engine.cli.analyze", "count, time and take apart a model"),
+    "new-algorithm": ("engine.cli.new_algorithm", "make a package with a plugin of your own"),
+    "check": ("engine.cli.check", "check that a plugin keeps its promises"),
 }
 
 

@@ -193,17 +193,25 @@ class Plugin:
                 found = getattr(found, part)
         except (Exception, SystemExit) as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            raise self._not_loaded(f"{type(error).__name__}: {first}".rstrip(": ")) from error
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            cause = f"{type(error).__name__}: {first}".rstrip(": ")
+            raise self._not_loaded(cause, missing) from error
         if not isinstance(found, type):
             raise self._not_loaded(f"{self.value} is {type(found).__name__}, not a class")
         return found
 
-    def _not_loaded(self, cause: str) -> PluginError:
+    def _not_loaded(self, cause: str, missing: str | None = None) -> PluginError:
         message = (
             f"{self.name} ({self.origin}) cannot be imported\n"
             f"  {cause}\n"
             f'  see the traceback with: python -c "import {self.module}"'
         )
+        own = self.module.partition(".")[0]
+        if missing is not None and missing.partition(".")[0] != own:
+            message += (
+                f"\n  install what it needs: {missing}, or {self.distribution} again with its "
+                "dependencies"
+            )
         return PluginError(message, plugin=self.name, distribution=self.origin)
 
     def comes_from(self, distribution: str) -> bool:

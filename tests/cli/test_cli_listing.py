@@ -13,6 +13,7 @@ fpgm                         pruner     ok      engine        0.1.0    Channels 
 l1_filter                    pruner     ok      engine        0.1.0    Channels of smallest L1 norm
 l2_filter                    pruner     ok      engine        0.1.0    Channels of smallest L2 norm
 level                        pruner     ok      engine        0.1.0    Smallest weights, per layer
+linear                       schedule   ok      engine        0.1.0    Sparsity that rises evenly
 lottery_ticket               schedule   ok      engine        0.1.0    Rounds of prune and rewind
 lsq                          quantizer  ok      engine        0.1.0    Learned step sizes
 lsq_plus                     quantizer  ok      engine        0.1.0    Learned steps and offsets
@@ -59,6 +60,9 @@ def test_extensions_have_a_table_of_their_own(run, site):
         "channel_rounding",
         "dependency_aware",
         "global_ranking",
+        "log",
+        "progress",
+        "tensorboard",
     ]
     assert listed[1][:5] == ["bars", "watcher", "ok", "bars", "1.0"]
 

@@ -116,7 +116,7 @@ def test_an_unknown_algorithm_does_not_hide_other_mistakes(site):
     assert (
         '/compressor\n  unknown algorithm "levle"\n  installed: activation_apoz_rank_filter, '
         "activation_mean_rank_filter, agp, bnn, dorefa, fpgm, l1_filter, l2_filter, level, "
-        "lottery_ticket, lsq, lsq_plus, naive, ptq, qat, slim, taylor_fo_weight_filter\n"
+        "linear, lottery_ticket, lsq, lsq_plus, naive, ptq, qat, slim, taylor_fo_weight_filter\n"
         '  did you mean "level"?'
     ) in text
 

@@ -230,7 +230,8 @@ ONE_MISTAKE = [
     (
         section(extensions=["bars"]),
         '/extensions/0\n  unknown extension "bars"\n'
-        "  installed: channel_rounding, dependency_aware, global_ranking",
+        "  installed: channel_rounding, dependency_aware, global_ranking, log, progress, "
+        "tensorboard",
     ),
     ({"compression": 3}, None),
     (

@@ -258,7 +258,7 @@ def test_a_failing_preprocess_model_leaves_nothing_attached():
             raise RuntimeError("no")
 
     model = mlp()
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(PluginError, match="Fails failed in preprocess_model: RuntimeError: no"):
         prune(Fails(), model=model, cls=ActivationMeanRankFilterPruner)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

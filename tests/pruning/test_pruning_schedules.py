@@ -1,12 +1,14 @@
 """AGP and lottery tickets: how much when, over any pruner."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from models import ConvNet, images, mlp, pruner_plugins, settings_of, train_step, zeros
 from torch import nn
 
 from engine import EngineError, Pruner
-from engine.algorithms import AGPPruner, LotteryTicketPruner
+from engine.algorithms import AGPPruner, LinearPruner, LotteryTicketPruner
 from engine.pruning import Channels
 
 PROVIDERS = [plugin.name for plugin in pruner_plugins("provider")]
@@ -317,3 +319,68 @@ def test_every_schedule_over_every_pruner_can_be_attached_and_detached(schedule)
         model(images())
         pruner.unwrap()
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_parameters_that_joined_the_optimizer_begin_anew_when_the_others_are_rewound():
+    """A quantizer that learns its grid adds them after the start was saved."""
+    model = mlp(6, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = lottery(model, 1, optimizer=optimizer)
+    pruner.compress()
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    pruner.prune_iteration_start()
+    joined = nn.Parameter(torch.ones(3))
+    optimizer.param_groups[0]["params"].append(joined)
+    (model(torch.randn(5, 6)).sum() + joined.sum()).backward()
+    optimizer.step()
+    assert optimizer.state[joined]
+    pruner.prune_iteration_start()
+    assert [parameter is joined for parameter in optimizer.param_groups[0]["params"]][-1]
+    assert not optimizer.state[joined]
+    mask = pruner.get_modules_wrapper()[0].weight_mask
+    assert torch.equal(model[0].weight, start[0] * mask)
+
+
+# -- linear ---------------------------------------------------------------------------------------
+
+
+def linear(model, pruning_algorithm="level", **entry):
+    entry = {"final_sparsity": 0.8, "end_epoch": 4, "op_types": ["default"], **entry}
+    return LinearPruner(model, [entry], pruning_algorithm=pruning_algorithm)
+
+
+@pytest.mark.parametrize("initial", [0, 0.1])
+@pytest.mark.parametrize(
+    ("start", "end", "frequency"), [(0, 10, 1), (0, 1, 1), (3, 9, 2), (2, 9, 3), (1, 4, 5)]
+)
+def test_linear_asks_for_points_on_the_straight_line(initial, start, end, frequency):
+    pruner = linear(
+        mlp(4, 3),
+        Asked,
+        initial_sparsity=initial,
+        start_epoch=start,
+        end_epoch=end,
+        frequency=frequency,
+    )
+    pruner.compress()
+    for epoch in range(12):
+        pruner.update_epoch(epoch)
+        pruner.update_masks()
+        raised = [t for t in range(start, epoch + 1, frequency) if t < end]
+        expected = 0.8 if epoch >= end else 0.0
+        if raised and epoch < end:
+            share = Fraction(raised[-1] - start, end - start)
+            expected = initial + (0.8 - initial) * float(share)
+        assert pruner.base.seen[-1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_linear_removes_as_much_in_each_epoch():
+    model = mlp(10, 4)  # 40 weights
+    pruner = linear(model)
+    pruner.compress()
+    counts = []
+    for epoch in range(6):
+        pruner.update_epoch(epoch)
+        pruner.update_masks()
+        counts.append(zeros(model[0].weight))
+    assert counts == [0, 8, 16, 24, 32, 32]

@@ -48,8 +48,8 @@ def test_an_unknown_name_gets_the_list_and_the_nearest(site):
     assert message("levle") == (
         'unknown algorithm "levle"\n'
         "  installed: activation_apoz_rank_filter, activation_mean_rank_filter, agp, bnn, dorefa, "
-        "fpgm, l1_filter, l2_filter, level, lottery_ticket, lsq, lsq_plus, naive, ptq, qat, slim, "
-        "taylor_fo_weight_filter\n"
+        "fpgm, l1_filter, l2_filter, level, linear, lottery_ticket, lsq, lsq_plus, naive, ptq, "
+        "qat, slim, taylor_fo_weight_filter\n"
         '  did you mean "level"?'
     )
     assert message("LevelPrunner").endswith('did you mean "LevelPruner"?')
@@ -64,7 +64,9 @@ def test_an_unknown_name_is_an_error_of_its_own(site):
 
 def test_an_extension_is_no_algorithm(site):
     assert message("level", registry.EXTENSIONS) == (
-        'unknown extension "level"\n  installed: channel_rounding, dependency_aware, global_ranking'
+        'unknown extension "level"\n'
+        "  installed: channel_rounding, dependency_aware, global_ranking, log, progress, "
+        "tensorboard"
     )
 
 
@@ -138,7 +140,8 @@ def test_a_missing_dependency_is_named_with_the_distribution(site):
     assert str(caught.value) == (
         "lut (lut-plugin 0.3.1) cannot be imported\n"
         "  ModuleNotFoundError: No module named 'surely_not_installed'\n"
-        '  see the traceback with: python -c "import lut_plugin"'
+        '  see the traceback with: python -c "import lut_plugin"\n'
+        "  install what it needs: surely_not_installed, or lut-plugin again with its dependencies"
     )
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert "lut_plugin" in "".join(traceback.format_exception(caught.value))

@@ -1,0 +1,55 @@
+"""The networks that checks train: small, and with what real ones have."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Shape of the example input, batch first.
+INPUT_SHAPE = (8, 3, 8, 8)
+
+
+class ResidualNet(nn.Module):
+    """Two convolutions whose outputs are added, norms with real statistics, and a classifier."""
+
+    def __init__(self, channels: int = 8, inputs: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.body = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.hidden = nn.Linear(channels, 2 * channels)
+        self.head = nn.Linear(2 * channels, max(channels // 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, classes) for images (batch, inputs, height, width)."""
+        x = self.relu1(self.norm1(self.stem(x)))
+        x = self.relu2(x + self.norm2(self.body(x)))
+        hidden: Tensor = self.head(F.relu(self.hidden(x.mean((2, 3)))))
+        return hidden
+
+
+def residual_net(channels: int = 8) -> ResidualNet:
+    """Return a network whose norms are not the identity, drawn from torch's random numbers."""
+    model = ResidualNet(channels, INPUT_SHAPE[1])
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def perceptron(width: int = 64, depth: int = 3) -> nn.Sequential:
+    """Return linear layers with ReLU in between: where a step costs least, and cost shows most."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,216 @@
+"""A plugin under test, attached to a small model and trained in the loop that it asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine import registry
+from engine.compressor import Compressor
+from engine.registry import Plugin
+from engine.testing.networks import INPUT_SHAPE, residual_net
+from engine.testing.settings import (
+    Settings,
+    extension_arguments,
+    hints_of,
+    longest,
+    settings_for,
+)
+
+#: How many minibatches make an epoch, unless a setting counts more.
+_BATCHES = 2
+#: What checks have attached, for :func:`detach_all`.
+_attached: list[Compressor] = []
+
+
+class Subject:
+    """One plugin with all that a check needs to use it.
+
+    Attributes:
+        plugin: what the registry knows of it.
+        hints: ``x-engine.check`` of its schema, see :func:`~engine.testing.settings.hints_of`.
+    """
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.plugin = plugin
+        self.hints = hints_of(plugin)
+
+    @property
+    def role(self) -> str:
+        """The plugin's label: pruner, quantizer, schedule, watcher or constraint."""
+        return self.plugin.label
+
+    @property
+    def expected_failures(self) -> Mapping[str, str]:
+        """Names of checks that the plugin says it fails, with its reasons."""
+        declared = self.hints.get("expected_failures", {})
+        return declared if isinstance(declared, dict) else {}
+
+    @cached_property
+    def cls(self) -> type:
+        """The plugin's class, imported. PluginError when that fails."""
+        return self.plugin.load()
+
+    # -- model and data ------------------------------------------------------------------------
+
+    def model(self, seed: int = 0) -> nn.Module:
+        """Return a fresh model in training mode; the same for the same seed."""
+        return self._example(seed)[0]
+
+    def inputs(self, seed: int = 0, like: nn.Module | None = None) -> tuple[Tensor, ...]:
+        """Return example inputs for :meth:`model`, in the floating dtype of ``like``."""
+        inputs = self._example(seed)[1]
+        dtype = torch.float32 if like is None else next(like.parameters()).dtype
+        return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+
+    def _example(self, seed: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if "model" not in self.hints:
+                return residual_net(), (torch.randn(INPUT_SHAPE),)
+            module, _, name = str(self.hints["model"]).partition(":")
+            model, inputs = getattr(importlib.import_module(module), name)()
+            return model, inputs if isinstance(inputs, tuple) else (inputs,)
+
+    # -- use -----------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        sparsity: float = 0.5,
+        base: Plugin | None = None,
+        extensions: Sequence[object] = (),
+        settings: Settings | None = None,
+    ) -> Compressor:
+        """Return the algorithm, attached to ``model``.
+
+        Args:
+            model: from :meth:`model`, or another.
+            optimizer: the optimizer that will train it.
+            sparsity: the fraction that is asked for in the end.
+            base: the pruner inside a schedule; by default the schema's.
+            extensions: extension instances.
+            settings: other settings than :func:`settings_for` gives.
+        """
+        settings = dict(settings or settings_for(self.plugin, sparsity, base))
+        entries = settings.pop("config_list")
+        compressor: Compressor = self.cls(
+            model,
+            entries,
+            optimizer,
+            extensions=extensions,
+            dummy_input=self.inputs(like=model),
+            **settings,
+        )
+        compressor.compress()
+        _attached.append(compressor)
+        return compressor
+
+    def extension(self) -> object:
+        """Return an instance of an extension, its arguments from its schema's first example."""
+        return self.cls(**extension_arguments(self.plugin))
+
+    def rounds(self, base: Plugin | None = None, *, at_least: int = 1) -> int:
+        """Return how many epochs it takes to come to rest; all rounds of an iterative schedule."""
+        settings = settings_for(self.plugin, base=base)
+        rounds = longest(self.plugin, settings, "rounds")
+        return 1 + rounds if rounds else max(at_least, 1 + longest(self.plugin, settings, "epochs"))
+
+    def batches(self, base: Plugin | None = None) -> int:
+        """Return how many minibatches an epoch needs, so that statistics are complete."""
+        counted = longest(self.plugin, settings_for(self.plugin, base=base), "minibatches")
+        return max(_BATCHES, counted + 1)
+
+    def train(
+        self,
+        compressor: Compressor,
+        optimizer: Optimizer,
+        rounds: range,
+        *,
+        batches: int = _BATCHES,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        """Train the compressor's model for ``rounds``, each an epoch of ``batches`` minibatches.
+
+        An iterative schedule, which has ``prune_iteration_start``, is told of each round, any
+        other algorithm of each epoch. Data and random numbers depend on the place in training
+        alone.
+        """
+        for number in rounds:
+            start = getattr(compressor, "prune_iteration_start", None)
+            if start is None:
+                compressor.update_epoch(number)
+            else:
+                start()
+            for batch in range(batches):
+                place = 1000 * number + batch
+                torch.manual_seed(place)
+                model = compressor.bound_model
+                optimizer.zero_grad()
+                loss_of((forward or model)(*self.inputs(place, model))).backward()
+                optimizer.step()
+
+    def at_rest(
+        self,
+        model: nn.Module,
+        *,
+        sparsity: float = 0.5,
+        base: Plugin | None = None,
+        extensions: Sequence[object] = (),
+        settings: Settings | None = None,
+    ) -> Compressor:
+        """Return the algorithm attached to ``model`` and trained until nothing is due any more."""
+        optimizer = make_optimizer(model)
+        compressor = self.attach(
+            model,
+            optimizer,
+            sparsity=sparsity,
+            base=base,
+            extensions=extensions,
+            settings=settings,
+        )
+        self.train(compressor, optimizer, range(self.rounds(base)), batches=self.batches(base))
+        self.calibrate(compressor)
+        return compressor
+
+    def calibrate(self, compressor: Compressor) -> None:
+        """Show batches to a quantizer that learns its ranges from them, not from training."""
+        calibrate = getattr(compressor, "calibrate", None)
+        if calibrate is not None:
+            batches = [self.inputs(place, compressor.bound_model) for place in range(_BATCHES)]
+            calibrate(batches, lambda model, batch: model(*batch))
+
+
+def detach_all() -> None:
+    """Detach everything that was attached: each would be told of every optimizer step to come."""
+    while _attached:
+        with contextlib.suppress(Exception):  # a plugin may fail here, too; one check is about it
+            _attached.pop().unwrap()
+
+
+def make_optimizer(model: nn.Module) -> Optimizer:
+    """Return an optimizer whose momentum moves weights also where a mask has just removed them."""
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def loss_of(output: Tensor) -> Tensor:
+    """Return a loss of any output: it depends on each value, and not by symmetry."""
+    values = output.float()
+    weights = torch.linspace(0.5, 1.5, values.numel(), device=values.device)
+    return (values.flatten() * weights).sum() / len(weights) + values.square().mean()
+
+
+def partners(kind: str, role: str) -> Iterator[Subject]:
+    """Yield the usable algorithms of a kind and role that are installed, to compose with."""
+    for plugin in registry.algorithms():
+        if plugin.status == "ok" and (plugin.kind, plugin.role) == (kind, role):
+            yield Subject(plugin)

@@ -1,0 +1,145 @@
+"""What engine new-algorithm renders works as it is: installed, listed, checked, tested."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from environments import Environment
+
+from engine import cli, registry
+from engine.cli.new_algorithm import KINDS
+
+ROLES = {
+    "pruning": "pruner",
+    "quantization": "quantizer",
+    "schedule": "schedule",
+    "extension": "watcher",
+}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("packages")
+    for kind in KINDS:
+        arguments = ["new-algorithm", f"of_kind_{kind}", "--kind", kind, "--output", str(folder)]
+        assert cli.main(arguments) == 0
+    return {kind: folder / f"engine-of-kind-{kind}" for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_package_is_complete(packages: dict[str, Path], kind: str) -> None:
+    package, module = packages[kind], f"engine_of_kind_{kind}"
+    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert files == {
+        ".engine-template.json",
+        ".github/workflows/test.yml",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        f"{module}/__init__.py",
+        f"{module}/py.typed",
+        f"{module}/schema.json",
+        "pyproject.toml",
+        f"tests/test_of_kind_{kind}.py",
+    }
+    for path in files:
+        text = (package / path).read_text()
+        assert "{{" not in text.replace("${{", ""), path
+        assert "{%" not in text, path
+        assert str(Path.home()) not in text, path
+        assert text.endswith("\n") or not text, path
+    project = tomllib.loads((package / "pyproject.toml").read_text())
+    groups = project["project"]["entry-points"]
+    (group,) = groups
+    assert group == ("engine.extensions" if kind == "extension" else "engine.algorithms")
+    assert list(groups[group]) == [f"of_kind_{kind}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_package_is_clean_by_the_usual_linters(packages: dict[str, Path], kind: str) -> None:
+    package = packages[kind]
+    settings = ["--isolated", "--line-length", "100", "--target-version", "py311"]
+    for command in (
+        ["check", "--select", "E,F,W,I,UP,B,D1,ANN,RUF", "--ignore", "D107"],
+        ["format", "--check"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *settings, f"{package}/engine_of_kind_{kind}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_example_of_the_readme_runs(
+    packages: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _put_on_path(packages[kind], monkeypatch)
+    text = (packages[kind] / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    namespace: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert namespace["model"] is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_package_passes_every_check(
+    packages: dict[str, Path],
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _put_on_path(packages[kind], monkeypatch)
+    name = f"of_kind_{kind}"
+    group = registry.EXTENSIONS if kind == "extension" else registry.ALGORITHMS
+    assert registry.find(name, group).label == ROLES[kind]
+    capsys.readouterr()
+    assert cli.main(["check", name, "--json"]) == 0, capsys.readouterr().out
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert {each["outcome"] for each in checks} <= {"ok", "skipped"}
+    assert sum(each["outcome"] == "ok" for each in checks) > len(checks) * 0.8
+
+
+def _put_on_path(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the package be found as pip would have installed it, without the time that pip takes."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    info = package / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    lines = []
+    for group, entries in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(str(package))
+    registry.refresh()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pruning", "extension"])
+def test_three_commands_lead_to_a_green_check_in_a_fresh_environment(
+    kind: str, tmp_path: Path
+) -> None:
+    """new-algorithm, install, check: no network, no edited line; its tests and the listing, too."""
+    environment = Environment(tmp_path / "environment")
+    name = f"fresh_{kind}"
+    rendered = environment.engine("new-algorithm", name, "--kind", kind, cwd=tmp_path)
+    assert rendered.returncode == 0, rendered.stderr
+    package = tmp_path / f"engine-fresh-{kind}"
+    environment.install(package)
+    checked = environment.engine("check", name, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    assert " failed" not in checked.stdout
+
+    extensions = ["--extensions"] if kind == "extension" else []
+    listed = environment.engine("list-algorithms", *extensions, cwd=tmp_path).stdout
+    assert [line.split()[:3] for line in listed.splitlines() if line.startswith(name)] == [
+        [name, ROLES[kind], "ok"]
+    ]
+    tested = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=package)
+    assert tested.returncode == 0, tested.stdout
+    assert " failed" not in tested.stdout
