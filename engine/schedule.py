@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -30,6 +30,9 @@ class Schedule(Pruner):
         dummy_input: example inputs, as for any compressor.
         **arguments: the schedule's and the pruner's own arguments.
     """
+
+    #: The argument that names the pruner inside, for a class without a schema.
+    base_argument: ClassVar[str] = "pruning_algorithm"
 
     def __init__(
         self,
@@ -62,13 +65,17 @@ class Schedule(Pruner):
         self, config_list: Sequence[Mapping[str, Any]] | None, arguments: dict[str, Any]
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         composed = config.check_composed(
-            self.plugin, config_list, arguments, source=type(self).__name__
+            self.plugin,
+            config_list,
+            arguments,
+            base_argument=self.base_argument,
+            source=type(self).__name__,
         )
         base_class = composed.base_class or registry.find(composed.base_name).load()
         if not issubclass(base_class, Pruner):
             fault = Problem(
                 f"{base_class.__name__} is no pruner",
-                "/pruning_algorithm",
+                f"/{self.base_argument}",
                 None,
                 "needs: the name of a pruner or a subclass of engine.Pruner",
             )

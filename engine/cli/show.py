@@ -67,7 +67,7 @@ def _parts(plugin: Plugin, shape: Shape) -> list[str]:
     parts.append(_settings("Arguments", own, list(shape.required)))
     if plugin.runtime_arguments:
         lines = [f"  {name}: {text}" for name, text in plugin.runtime_arguments.items()]
-        parts.append("\n".join(["Arguments that only Python can give", *lines]))
+        parts.append("\n".join(["Arguments that only Python can give", *_wrapped(lines)]))
     parts.append(_example_text(plugin))
     return parts
 

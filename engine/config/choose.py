@@ -51,8 +51,8 @@ def choose(
             found.append(Found(pointer, f'"{argument}" is missing'))
         base = look_up(name, found, place)
     owner = plugin.name if plugin is not None else "a schedule"
-    if base is not None and base.role == "schedule":
-        message = f"{base.name} is a schedule itself"
+    if base is not None and base.role != "provider":
+        message = f"{base.name} is a {base.role} itself"
         found.append(Found(place, message, f"{owner} needs: an algorithm that is none"))
     elif base is not None and plugin is not None and base.kind != plugin.kind:
         message = f"{base.name} is a {base.kind} algorithm"

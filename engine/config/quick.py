@@ -65,6 +65,8 @@ def _size(keyword: str, value: Any, otherwise: int) -> int:
 
 
 def _is(name: str, value: Any) -> bool:
+    if value is None:
+        return name == "null"
     if isinstance(value, bool):
         return name == "boolean"
     if isinstance(value, int | float):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,36 @@ if TYPE_CHECKING:
 
 #: What a budget may be counted in.
 UNITS = ("parameters", "flops", "filters")
+
+
+def prices(
+    model: nn.Module, unit: str, args: Any, kwargs: Mapping[str, Any] | None
+) -> Iterator[tuple[Tensor, float]]:
+    """Yield each parameter once, with what one of its elements costs.
+
+    Args:
+        model: the dense model.
+        unit: one of :data:`UNITS`. A layer's FLOPs are shared among the elements of its weight;
+            for all other units each element costs one.
+        args: example inputs, for FLOPs.
+        kwargs: keyword arguments.
+    """
+    flops: dict[str, float] = {}
+    if unit == "flops":
+        from engine.analysis import count_flops_params
+
+        counted = count_flops_params(model, args, kwargs)
+        flops = {layer.name: layer.flops for layer in counted.layers}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            price = 1.0
+            if unit == "flops":
+                price = flops.get(path, 0) / parameter.numel() if name == "weight" else 0.0
+            yield parameter, price
 
 
 class Budget:
@@ -40,21 +70,9 @@ class Budget:
         self._total = 0.0
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._of_block: dict[int, list[tuple[int, float, int, list[int]]]] = {}
-        flops: dict[str, float] = {}
-        if unit == "flops":
-            from engine.analysis import count_flops_params
-
-            counted = count_flops_params(model, args, kwargs)
-            flops = {layer.name: layer.flops for layer in counted.layers}
-        for path, module in model.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is None or id(parameter) in self._price:
-                    continue
-                price = 1.0
-                if unit == "flops":
-                    price = flops.get(path, 0) / parameter.numel() if name == "weight" else 0.0
-                self._price[id(parameter)] = price
-                self._total += price * parameter.numel()
+        for parameter, price in prices(model, unit, args, kwargs):
+            self._price[id(parameter)] = price
+            self._total += price * parameter.numel()
 
     def spend(
         self,

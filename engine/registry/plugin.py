@@ -10,6 +10,7 @@ from engine.api_version import API_VERSION
 from engine.errors import PluginError
 from engine.registry import schema_file
 from engine.registry.scan import ALGORITHMS, OWN_DISTRIBUTION, Entry, normalised
+from engine.registry.schema_file import DRIVING
 
 #: What becomes of a plugin: only ``ok`` is found by its bare name, ``clash`` by its qualified one.
 STATUSES = ("ok", "broken", "incompatible", "clash", "blocked")
@@ -111,7 +112,7 @@ class Plugin:
 
     @property
     def role(self) -> str:
-        """``"provider"`` or ``"schedule"``; an extension's is ``"watcher"`` or ``"constraint"``."""
+        """``"provider"``, ``"schedule"`` or ``"search"``; ``"watcher"`` or ``"constraint"``."""
         return self._text("role") or ("provider" if self.group == ALGORITHMS else "watcher")
 
     @property
@@ -151,8 +152,8 @@ class Plugin:
 
     @property
     def base_argument(self) -> str | None:
-        """The argument by which a schedule names the algorithm that it drives; else None."""
-        return self._text("base_argument") or None if self.role == "schedule" else None
+        """The argument by which a schedule or search names the algorithm inside; else None."""
+        return self._text("base_argument") or None if self.role in DRIVING else None
 
     @property
     def runtime_arguments(self) -> dict[str, str]:

@@ -14,7 +14,9 @@ from engine.registry.scan import ALGORITHMS
 KINDS = ("pruning", "quantization")
 #: An extension may also serve both kinds.
 EXTENSION_KINDS = (*KINDS, "any")
-ROLES = ("provider", "schedule")
+ROLES = ("provider", "schedule", "search")
+#: Roles of plugins that drive another algorithm, which ``base_argument`` names.
+DRIVING = ("schedule", "search")
 EXTENSION_ROLES = ("watcher", "constraint")
 _REQUIRED = ("kind", "api", "summary")
 
@@ -127,9 +129,10 @@ def judge(schema: dict[str, Any], group: str) -> None:
     properties = schema.get("properties", {})
     if not isinstance(properties, dict):
         raise _broken('"properties" in schema.json is not a JSON object')
-    if facts.get("role") == "schedule" and facts.get("base_argument") not in properties:
+    if facts.get("role") in DRIVING and facts.get("base_argument") not in properties:
+        role = facts["role"]
         raise FaultError(
-            "broken", "x-engine.base_argument of a schedule names none of its arguments"
+            "broken", f"x-engine.base_argument of a {role} names none of its arguments"
         )
 
 

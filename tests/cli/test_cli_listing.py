@@ -6,7 +6,10 @@ TABLE = """\
 NAME                         KIND       STATUS  DISTRIBUTION  VERSION  SUMMARY
 activation_apoz_rank_filter  pruner     ok      engine        0.1.0    Channels most often zero
 activation_mean_rank_filter  pruner     ok      engine        0.1.0    Channels of smallest output
+admm                         search     ok      engine        0.1.0    Training towards sparsity
 agp                          schedule   ok      engine        0.1.0    Gradual cubic sparsity (2017)
+amc                          search     ok      engine        0.1.0    An agent picks sparsities
+auto_compress                search     ok      engine        0.1.0    Annealing and ADMM in rounds
 bnn                          quantizer  ok      engine        0.1.0    Weights and outputs by sign
 dorefa                       quantizer  ok      engine        0.1.0    Low-bit weights and gradients
 fpgm                         pruner     ok      engine        0.1.0    Channels nearest the median
@@ -18,8 +21,11 @@ lottery_ticket               schedule   ok      engine        0.1.0    Rounds of
 lsq                          quantizer  ok      engine        0.1.0    Learned step sizes
 lsq_plus                     quantizer  ok      engine        0.1.0    Learned steps and offsets
 naive                        quantizer  ok      engine        0.1.0    Weights on a symmetric grid
+net_adapt                    search     ok      engine        0.1.0    One layer a round, the best
 ptq                          quantizer  ok      engine        0.1.0    Ranges without training
 qat                          quantizer  ok      engine        0.1.0    Integer grid while training
+sensitivity                  search     ok      engine        0.1.0    Layers by what they tolerate
+simulated_annealing          search     ok      engine        0.1.0    Sparsities by annealing
 slim                         pruner     ok      engine        0.1.0    Channels of smallest BN scale
 taylor_fo_weight_filter      pruner     ok      engine        0.1.0    Channels the loss needs least
 """

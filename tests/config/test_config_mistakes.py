@@ -1,6 +1,7 @@
 """One mistake in a configuration gives one problem; the whole message is compared."""
 
 import pytest
+from built_in import EXTENSIONS
 from checking import entry, problem, section
 
 ONE_MISTAKE = [
@@ -230,25 +231,29 @@ ONE_MISTAKE = [
     (
         section(extensions=["bars"]),
         '/extensions/0\n  unknown extension "bars"\n'
-        "  installed: channel_rounding, dependency_aware, global_ranking, log, progress, "
-        "tensorboard",
+        f"  installed: {', '.join(EXTENSIONS)}",
     ),
     ({"compression": 3}, None),
     (
         {"nam": "x", "compression": section()},
         '/nam\n  unknown key "nam"\n'
-        "  an experiment allows: name, script, resource, workingdir, compression\n"
+        "  an experiment allows: name, script, resource, workingdir, compression, model, "
+        "proposer, target, n_samples, n_parallel, random_seed, job_failure, resource_args, "
+        "runtime_args\n"
         '  did you mean "name"?',
     ),
     (
         {"name": "x", "compresion": section()},
         '/compresion\n  unknown key "compresion"\n'
-        "  an experiment allows: name, script, resource, workingdir, compression\n"
+        "  an experiment allows: name, script, resource, workingdir, compression, model, "
+        "proposer, target, n_samples, n_parallel, random_seed, job_failure, resource_args, "
+        "runtime_args\n"
         '  did you mean "compression"?',
     ),
     (
-        {"resource": "node", "compression": section()},
-        '/resource\n  "node" is not one of the choices\n  an experiment allows: cpu, gpu, passive',
+        {"resource": "laptop", "compression": section()},
+        '/resource\n  "laptop" is not one of the choices\n'
+        "  an experiment allows: cpu, gpu, passive, node",
     ),
     (
         {"script": "", "compression": section()},

@@ -4,34 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from built_in import ALGORITHMS
 from fakes import SCHEMA, row, with_facts
 
 from engine import registry
 
-BUILTIN = [
-    "activation_apoz_rank_filter",
-    "activation_mean_rank_filter",
-    "agp",
-    "bnn",
-    "dorefa",
-    "fpgm",
-    "l1_filter",
-    "l2_filter",
-    "level",
-    "linear",
-    "lottery_ticket",
-    "lsq",
-    "lsq_plus",
-    "naive",
-    "ptq",
-    "qat",
-    "slim",
-    "taylor_fo_weight_filter",
-]
-
 
 def test_all_built_in_algorithms_are_ok_and_sorted(site):
-    assert [(p.name, p.status) for p in registry.algorithms()] == [(n, "ok") for n in BUILTIN]
+    assert [(p.name, p.status) for p in registry.algorithms()] == [(n, "ok") for n in ALGORITHMS]
 
 
 def test_summaries_fit_the_table(site):
@@ -123,7 +103,7 @@ def test_a_plugin_that_cannot_be_used_says_why_and_harms_no_other(site, schema, 
         reason = row("lut")[1]  # the parser's own words changed
     assert row("lut") == (status, reason)
     assert row("level") == ("ok", "")
-    assert len(registry.algorithms()) == len(BUILTIN) + 1
+    assert len(registry.algorithms()) == len(ALGORITHMS) + 1
 
 
 def test_a_schema_that_is_not_utf8_is_broken(site):

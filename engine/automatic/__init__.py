@@ -1,0 +1,20 @@
+"""What pruners are built from that search each layer's sparsity: trials, costs, progress."""
+
+from engine.automatic.admm import AlternatingDirections
+from engine.automatic.annealing import anneal
+from engine.automatic.cost import Cost, Unit
+from engine.automatic.fitting import fit
+from engine.automatic.journal import Trial
+from engine.automatic.pruner import Attempt, AutomaticPruner, Plan
+
+__all__ = [
+    "AlternatingDirections",
+    "Attempt",
+    "AutomaticPruner",
+    "Cost",
+    "Plan",
+    "Trial",
+    "Unit",
+    "anneal",
+    "fit",
+]

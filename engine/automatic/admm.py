@@ -1,0 +1,73 @@
+"""The alternating direction method of multipliers: training weights towards a sparse set.
+
+Zhang et al. 2018, "A Systematic DNN Weight Pruning Framework using Alternating Direction Method of
+Multipliers", arXiv 1804.03294, section 3: minimize f(W) + g(Z) with W = Z, where g is zero for
+weights of the asked sparsity and infinite for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from engine.automatic.pruner import AutomaticPruner
+
+
+class AlternatingDirections:
+    """Z, the sparse weights, and U, the scaled dual variables, of each layer that a plan names.
+
+    Args:
+        pruner: has the weights W and says what of them a plan keeps.
+        plan: sparsity by unit.
+        rho: weight of the penalty rho / 2 ||W - Z + U||^2 (eq. 5).
+    """
+
+    def __init__(self, pruner: AutomaticPruner, plan: Mapping[str, float], rho: float) -> None:
+        self._pruner = pruner
+        self._plan = dict(plan)
+        self.rho = rho
+        layers = pruner.layers_of(plan)
+        self._wrappers = [w for w in pruner.wrappers if layers.get(w.name, 0.0) > 0]
+        self._u = {w.name: torch.zeros_like(w.weight) for w in self._wrappers}
+        self._z = self._projected()
+
+    def add_penalty(self) -> None:
+        """Add the penalty's gradient rho (W - Z + U) to the weights' gradients."""
+        for wrapper in self._wrappers:
+            weight = wrapper.weight
+            if weight.grad is not None:
+                difference = weight.detach() - self._z[wrapper.name] + self._u[wrapper.name]
+                weight.grad.add_(difference, alpha=self.rho)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Set Z to the projection of W + U (eq. 7), then U to U + W - Z (eq. 8)."""
+        self._z = self._projected()
+        for wrapper in self._wrappers:
+            self._u[wrapper.name] += wrapper.weight.detach() - self._z[wrapper.name]
+
+    @property
+    def distance(self) -> float:
+        """``||W - Z|| / ||W||`` over all layers: how far the weights are from sparse ones."""
+        gaps = [(w.weight.detach() - self._z[w.name]).double().norm() for w in self._wrappers]
+        norms = [w.weight.detach().double().norm() for w in self._wrappers]
+        whole = torch.stack(norms).norm() if norms else torch.zeros(())
+        return float(torch.stack(gaps).norm() / whole) if whole else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Z and U by layer."""
+        return {"z": dict(self._z), "u": dict(self._u)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        for own, saved in ((self._z, state["z"]), (self._u, state["u"])):
+            for name, tensor in own.items():
+                own[name] = saved[name].to(tensor)
+
+    def _projected(self) -> dict[str, Tensor]:
+        shifted = {w.name: w.weight.detach() + self._u[w.name] for w in self._wrappers}
+        return self._pruner.masked(shifted, self._plan)

@@ -1,0 +1,184 @@
+"""What a search has tried, in memory and in a folder, so that a killed search goes on.
+
+A search is the same from one seed to the next if its trials come out the same. So it is resumed by
+starting it again: trials that are in the file are not run but looked up, and weights that were
+trained meanwhile are loaded at the last step that was saved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.errors import CheckpointError, ExportError
+from engine.files import PathLike, load_tensors, save_tensors, write_whole
+
+_FORMAT = 1
+_TRIALS, _STATE = "search.json", "search_state.pt"
+
+
+class Trial(NamedTuple):
+    """One plan that was tried.
+
+    Attributes:
+        number: from 0, the model as it is.
+        what: what the search tried it for.
+        plan: sparsity by layer, those that lose nothing left out.
+        metric: what the evaluator returned.
+        removed: the fraction of the budget's whole that the plan removes.
+    """
+
+    number: int
+    what: str
+    plan: dict[str, float]
+    metric: float
+    removed: float
+
+
+class Journal:
+    """Trials in order, and the last state that was saved.
+
+    Args:
+        folder: where they are kept, made if it is not there; None keeps trials in memory only.
+        settings: plain values that trials depend on: a file of other ones is refused.
+
+    Attributes:
+        trials: those of this run, in order.
+        saved_steps: how many steps of the search the saved state is after; 0 without one.
+
+    Raises:
+        CheckpointError: the folder's files are damaged or belong to another search.
+        ExportError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: PathLike | None, settings: Mapping[str, Any]) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self.trials: list[Trial] = []
+        self.saved_steps = 0
+        self._known: list[Trial] = []
+        self._measured: dict[str, float] = {}
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(f"cannot make {self._folder}: {error.strerror or error}") from error
+        if self._path(_TRIALS).exists():
+            self._read(self._path(_TRIALS))
+
+    @property
+    def resumed(self) -> int:
+        """How many trials an earlier run has left."""
+        return len(self._known)
+
+    def known(self, what: str, plan: Mapping[str, float]) -> Trial | None:
+        """Return the next trial if an earlier run has made it.
+
+        Raises:
+            CheckpointError: the earlier run tried something else here.
+        """
+        number = len(self.trials)
+        if number >= len(self._known):
+            return None
+        trial = self._known[number]
+        if trial.what != what or trial.plan != dict(plan):
+            raise CheckpointError(
+                f'the search in {self._folder} tried "{trial.what}" as number {number}, this one '
+                f'tries "{what}" or another plan for it\n  the algorithm or its budget has '
+                "changed; remove the folder to begin anew"
+            )
+        self.trials.append(trial)
+        return trial
+
+    def add(self, what: str, plan: Mapping[str, float], metric: float, removed: float) -> Trial:
+        """Keep a trial that was made now."""
+        trial = Trial(len(self.trials), what, dict(plan), metric, removed)
+        self.trials.append(trial)
+        self._write()
+        return trial
+
+    def measured(self, key: str) -> float | None:
+        """Return what was measured for ``key``, a time that would not come out the same again."""
+        return self._measured.get(key)
+
+    def measure(self, key: str, value: float) -> float:
+        """Keep a measurement."""
+        self._measured[key] = value
+        self._write()
+        return value
+
+    def save(self, steps: int, state: dict[str, Any]) -> None:
+        """Keep the model and all that belongs to it, after ``steps`` steps."""
+        if self._folder is not None:
+            save_tensors(self._path(_STATE), {"steps": steps, **state})
+            self.saved_steps = steps
+            self._write()
+
+    def load(self) -> dict[str, Any]:
+        """Return the saved state.
+
+        Raises:
+            CheckpointError: its file is missing or damaged.
+        """
+        state: dict[str, Any] = load_tensors(self._path(_STATE))
+        return state
+
+    def _path(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / name
+
+    def _write(self) -> None:
+        # What an earlier run has found and this one has not come to yet stays in the file.
+        trials = [*self.trials, *self._known[len(self.trials) :]]
+        if self._folder is None:
+            return
+        document = {
+            "format": _FORMAT,
+            "settings": self._settings,
+            "measured": self._measured,
+            "trials": [trial._asdict() for trial in trials],
+        }
+        text = json.dumps(document, indent=1) + "\n"
+        write_whole(
+            self._path(_TRIALS), lambda temporary: temporary.write_text(text, encoding="utf-8")
+        )
+
+    def _read(self, path: Path) -> None:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            known, settings = document["format"], document["settings"]
+            self._known = [Trial(**trial) for trial in document["trials"]]
+            self._measured = {str(k): float(v) for k, v in document["measured"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is not the progress of a search: {type(error).__name__}: {error}\n"
+                "  remove it, or give another experiment_data_dir"
+            ) from error
+        if known != _FORMAT:
+            raise CheckpointError(f"{path} has format {known!r}; this engine reads {_FORMAT}")
+        differing = [key for key in self._settings if settings.get(key) != self._settings[key]]
+        if differing:
+            lines = [
+                f"  {key}: {_short(settings.get(key))} there, {_short(self._settings[key])} now"
+                for key in differing
+            ]
+            raise CheckpointError(
+                "\n".join(
+                    [
+                        f"{path} belongs to another search; nothing was changed",
+                        *lines,
+                        "  remove the folder, give another experiment_data_dir, or go on with what "
+                        "it was made for",
+                    ]
+                )
+            )
+        if self._path(_STATE).exists():
+            self.saved_steps = int(self.load()["steps"])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

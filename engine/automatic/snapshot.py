@@ -1,0 +1,52 @@
+"""A pruner with its model and optimizer as they are now, to put back after a trial."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from engine.analysis.example import State
+
+if TYPE_CHECKING:
+    from engine.automatic.pruner import AutomaticPruner
+
+
+class Snapshot:
+    """Weights, buffers, masks, the optimizer's state, and what the pruner knows of them."""
+
+    def __init__(self, pruner: AutomaticPruner) -> None:
+        self._pruner = pruner
+        self._model = State(pruner.bound_model, parameters=True)
+        optimizer = pruner.optimizer
+        self._optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+        self._masks: list[tuple[Tensor | None, Tensor | None, float | None]] = [
+            (w.weight_mask, w.bias_mask, w.sparsity) for w in pruner.wrappers
+        ]
+        self._plan = dict(pruner.plan)
+        self._removed = dict(pruner._removed)
+        self._trained, self._due, self._epoch = pruner._trained, pruner._due, pruner.epoch
+        self._gradients = [(p, p.grad) for p in pruner.bound_model.parameters()]
+
+    def restore(self) -> None:
+        """Put all of it back; the tensors are the same ones. It can be done again."""
+        pruner = self._pruner
+        self._model.restore()
+        if pruner.optimizer is not None and self._optimizer is not None:
+            pruner.optimizer.load_state_dict(copy.deepcopy(self._optimizer))
+        for wrapper, (weight_mask, bias_mask, sparsity) in zip(
+            pruner.wrappers, self._masks, strict=True
+        ):
+            wrapper.register_buffer("weight_mask", weight_mask)
+            wrapper.register_buffer("bias_mask", bias_mask)
+            wrapper.sparsity = sparsity
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        pruner.plan = dict(self._plan)
+        # What masks had removed before can be put back still: the values are those of then.
+        pruner._removed = {key: (p, d, p._version) for key, (p, d, _) in self._removed.items()}
+        pruner._trained, pruner._due = self._trained, self._due
+        for part in pruner._participants():
+            part.epoch = self._epoch
+        pruner._refresh_companions()

@@ -1,0 +1,80 @@
+"""Masks of plans on the model: for good, or for the time of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.automatic.snapshot import Snapshot
+from engine.blame import describe
+from engine.errors import PluginError
+
+if TYPE_CHECKING:
+    from engine.automatic.pruner import AutomaticPruner
+
+
+class TrialMasks:
+    """Sets the plan of a pruner and the masks that follow from it.
+
+    Args:
+        pruner: whose ``plan`` is set.
+        look: runs the model on data, for pruners that rank by what they see.
+    """
+
+    def __init__(self, pruner: AutomaticPruner, look: Callable[[], object]) -> None:
+        self._pruner = pruner
+        self._look = look
+
+    def set(self, layers: Mapping[str, float]) -> None:
+        """Mask the model by sparsities of layers.
+
+        Raises:
+            PluginError: the pruner inside makes no mask without training.
+        """
+        pruner = self._pruner
+        pruner.plan = dict(layers)
+        pruner.update_masks(every_layer=True)
+        if self._undecided():
+            self._look()
+            pruner.update_masks(every_layer=True)
+        undecided = self._undecided()
+        if undecided:
+            raise PluginError(
+                f'{describe(pruner.base)} has no mask for layer "{undecided[0]}": it ranks by what '
+                "it sees in training\n  use a base_algo that ranks by weights, such as l1_filter",
+                plugin=describe(pruner.base),
+                layer=undecided[0],
+            )
+
+    @contextmanager
+    def tried(self, layers: Mapping[str, float]) -> Iterator[None]:
+        """Mask the model within; afterwards it is as before, whatever was trained."""
+        before = Snapshot(self._pruner)
+        try:
+            self.set(layers)
+            yield
+        finally:
+            before.restore()
+
+    def of_weights(
+        self, weights: Mapping[str, Tensor], layers: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Return other weights, by layer, as sparsities would mask them."""
+        wrappers = [w for w in self._pruner.wrappers if w.name in weights]
+        before = Snapshot(self._pruner)
+        try:
+            with torch.no_grad():
+                for wrapper in wrappers:
+                    wrapper.weight.copy_(weights[wrapper.name])
+            self.set(layers)
+            return {w.name: w.weight.detach().clone() for w in wrappers}
+        finally:
+            before.restore()
+
+    def _undecided(self) -> list[str]:
+        asked = [w for w in self._pruner.wrappers if self._pruner.plan.get(w.name, 0.0) > 0]
+        return [wrapper.name for wrapper in asked if wrapper.sparsity is None]

@@ -1,0 +1,1 @@
+from tests_small import data, evaluator, model, trainer  # noqa: F401
