@@ -1,6 +1,8 @@
 """The lottery ticket search: train, prune a share of what is left, rewind the weights, repeat.
 
-Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", arXiv 1803.03635, section 2.
+Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", arXiv 1803.03635, section 2. Larger
+networks are set back to an early epoch instead of to their first weights: Frankle et al. 2020,
+"Linear Mode Connectivity and the Lottery Ticket Hypothesis", arXiv 1912.05671.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ class LotteryTicketPruner(Schedule):
     """Prunes in ``prune_iterations`` rounds and rewinds the weights before each.
 
     The loop is ``for _ in pruner.get_prune_iterations(): pruner.prune_iteration_start();`` and
-    then a whole training. Round 0 trains the dense network.
+    then a whole training. Round 0 trains the dense network. With ``rewind_epoch`` k the others begin
+    at its epoch k: call ``update_epoch`` in round 0, and train the epochs from k on in the others.
     """
 
     reset_weights: bool
+    rewind_epoch: int
     lr_scheduler: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -35,7 +39,9 @@ class LotteryTicketPruner(Schedule):
         self.rounds = rounds.pop() if rounds else 0
         self.round = -1
         self._start: dict[str, Any] = (
-            copy.deepcopy(self._trainables()) if self.reset_weights else {}
+            copy.deepcopy(self._trainables())
+            if self.reset_weights and self.rewind_epoch == 0
+            else {}
         )
 
     @hookimpl(wrapper=True)
@@ -50,14 +56,25 @@ class LotteryTicketPruner(Schedule):
         """Return the rounds, the dense one included."""
         return range(self.rounds + 1)
 
+    def update_epoch(self, epoch: int) -> None:
+        """Keep the weights of ``rewind_epoch``, at its beginning in the dense round."""
+        if self.reset_weights and self.round <= 0 and 0 < epoch == self.rewind_epoch:
+            self._start = copy.deepcopy(self._trainables())
+
     def prune_iteration_start(self) -> None:
         """Prune by the trained weights, then rewind weights, optimizer and learning rate.
 
         Raises:
-            EngineError: there are no rounds left.
+            EngineError: there are no rounds left, or the dense one has not come to
+                ``rewind_epoch``.
         """
         if self.round >= self.rounds:
             raise EngineError(f"all {self.rounds + 1} rounds are done")
+        if self.round == 0 and self.reset_weights and not self._start:
+            raise EngineError(
+                f"update_epoch({self.rewind_epoch}) was not called in the dense round: there are "
+                "no weights to rewind to"
+            )
         self.round += 1
         self.update_masks()
         if self.round > 0 and self.reset_weights:

@@ -266,6 +266,33 @@ def test_weights_optimizer_and_learning_rate_are_rewound():
                 assert not wrapper.weight[wrapper.weight_mask == 0].any()
 
 
+def test_weights_are_rewound_to_the_epoch_that_is_asked_for():
+    model = mlp(6, 8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = lottery(model, 2, optimizer=optimizer, rewind_epoch=2)
+    pruner.compress()
+    early = {}
+    for round_ in pruner.get_prune_iterations():
+        pruner.prune_iteration_start()
+        for name, expected in early.items():
+            wrapper = next(w for w in pruner.wrappers if w.name == name)
+            assert torch.equal(wrapper.weight, expected * wrapper.weight_mask)
+            assert optimizer.state[wrapper.weight]["momentum_buffer"].abs().max() > 0
+        for epoch in range(2 if round_ else 0, 4):
+            if epoch == 2 and not round_:
+                early = {w.name: w.weight.detach().clone() for w in pruner.wrappers}
+            pruner.update_epoch(epoch)
+            train_step(model, optimizer, torch.randn(5, 6))
+
+
+def test_without_the_epoch_there_is_nothing_to_rewind_to():
+    pruner = lottery(mlp(4, 3), 2, rewind_epoch=3)
+    pruner.compress()
+    pruner.prune_iteration_start()
+    with pytest.raises(EngineError, match=r"update_epoch\(3\) was not called in the dense round"):
+        pruner.prune_iteration_start()
+
+
 def test_without_rewinding_the_trained_weights_stay():
     model = mlp(6, 8)
     pruner = lottery(model, reset_weights=False)
