@@ -71,6 +71,8 @@ class AutomaticPruner(Schedule):
         super().__init__(*args, **kwargs)
         self.units: list[Unit] = []
         self._steps = 0
+        self._journal = Journal(None, {})
+        self._restored = False
 
     # -- what a subclass implements, and what it has for that ----------------------------------
 
@@ -205,6 +207,9 @@ class AutomaticPruner(Schedule):
     def compress(self) -> nn.Module:
         """Search, and return the model under the masks that were found.
 
+        After :meth:`load_state_dict` of a pruner that has searched, its masks are taken and nothing
+        is searched.
+
         Raises:
             ConfigError: the search lacks something (an evaluator, a trainer, ``dummy_input``);
                 nothing has run yet.
@@ -214,6 +219,9 @@ class AutomaticPruner(Schedule):
         """
         if self._stack is not None:
             return self.bound_model
+        self.base.dependency_aware = removes_filters(self.base) and self.dummy_input is not None
+        if self._restored:
+            return super().compress()
         self._user = checked_user_code(self)
         self._prepare()
         super().compress()
@@ -255,6 +263,7 @@ class AutomaticPruner(Schedule):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
         self.plan = dict(state["plan"])
+        self._restored = self._stack is None and bool(self.plan)
         self.set_search_state(state["search"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -265,16 +274,14 @@ class AutomaticPruner(Schedule):
     # -- inside --------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        filters = removes_filters(self.base)
         example = self._example()
-        self.base.dependency_aware = filters and self.dummy_input is not None
         self.units = find_units(self, example if self.base.dependency_aware else None)
         self._cost = Cost(
             self.bound_model,
             self.wrappers,
             self.units,
             self.budget,
-            filters=filters,
+            filters=removes_filters(self.base),
             example=example,
             latency=self._latency,
         )

@@ -157,3 +157,27 @@ def test_a_killed_process_goes_on(tmp_path):
     calls, trials, plan = resumed.stdout.split(maxsplit=2)
     assert (trials, plan) == tuple(whole.stdout.split(maxsplit=2)[1:])
     assert int(calls) == int(whole.stdout.split()[0]) - 6
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_saved_pruner_is_restored_without_searching(name, model, evaluator, trainer):
+    first = search(model, name, evaluator, trainer)
+    first.compress()
+    trainer(model, first.optimizer, 0)
+    state, weights = copy.deepcopy(first.state_dict()), copy.deepcopy(model.state_dict())
+
+    def forbidden(*args):
+        raise AssertionError("searched again")
+
+    again = copy.deepcopy(model)
+    second = search(again, name, forbidden, lambda model: forbidden())
+    second.load_state_dict(state)
+    second.compress()
+    second.load_model_state_dict(weights)
+    assert second.plan == first.plan
+    for old, new in zip(first.wrappers, second.wrappers, strict=True):
+        assert torch.equal(old.weight_mask, new.weight_mask)
+    trainer(again, second.optimizer, 1)
+    for wrapper in second.wrappers:
+        assert not wrapper.weight[wrapper.weight_mask == 0].any()
+    assert second.apply_speedup() is again
