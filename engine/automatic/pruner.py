@@ -60,6 +60,7 @@ class AutomaticPruner(Schedule):
     experiment_data_dir: str | None = None
     verbose: bool = True
     random_seed: int = 0
+    fine_tune_epochs: int | None = None
 
     def __init__(
         self, *args: Any, evaluator: Any = None, trainer: Any = None, **kwargs: Any
@@ -85,6 +86,13 @@ class AutomaticPruner(Schedule):
     def target(self) -> float:
         """The fraction of the whole that shall go."""
         return float(self.wrappers[0].config["sparsity"])
+
+    @property
+    def candidate_epochs(self) -> int:
+        """How long a candidate is trained before it is evaluated, in epochs."""
+        if self.fine_tune_epochs is not None:
+            return self.fine_tune_epochs
+        return 1 if self.trainer is not None else 0
 
     @property
     def trials(self) -> list[Trial]:

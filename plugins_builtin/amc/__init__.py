@@ -28,7 +28,6 @@ class AMCPruner(AutomaticPruner):
     discount: float
     init_delta: float
     delta_decay: float
-    fine_tune_epochs: int
 
     def search(self) -> None:
         """Play the episodes and adopt the best one."""
@@ -48,7 +47,7 @@ class AMCPruner(AutomaticPruner):
         scale = max(abs(self.baseline), 1e-8)
         for episode in range(self.train_episode):
             steps, plan = self._play(agent, static, episode)
-            attempt = self.try_plan(plan, f"episode {episode + 1}", epochs=self.fine_tune_epochs)
+            attempt = self.try_plan(plan, f"episode {episode + 1}", epochs=self.candidate_epochs)
             # Relative to the model as it is: the same for fractions, percents and losses.
             reward = (self.score(attempt.metric) - self.score(self.baseline)) / scale
             agent.remember(steps, reward)
@@ -63,21 +62,31 @@ class AMCPruner(AutomaticPruner):
     def _play(
         self, agent: Agent, static: Tensor, episode: int
     ) -> tuple[list[Step], dict[str, float]]:
+        """Return an episode's steps and plan, which removes the target and no more than it must."""
         sigma = self.init_delta * self.delta_decay ** max(0, episode - self.warmup)
         plan: dict[str, float] = {}
-        states: list[Tensor] = []
-        actions: list[float] = []
         for place, unit in enumerate(self.units):
-            removed = self.removed(plan)
-            missing = max(0.0, self.target - removed)
-            last = actions[-1] if actions else 0.0
-            state = torch.cat([static[place], torch.tensor([removed, missing, last])])
+            state = self._state(static, place, plan)
             action = agent.random() if episode < self.warmup else agent.act(state, sigma)
             plan[unit.name] = self._bounded(plan, place, action * self.max_layer_sparsity)
-            states.append(state)
-            actions.append(plan[unit.name] / self.max_layer_sparsity)
+        chosen = plan
+        plan = self.fit(lambda strength: {n: s * strength for n, s in chosen.items()}, self.target)
+        # What was done is what the plan has come to: the agent learns from that.
+        names = [unit.name for unit in self.units]
+        states = [
+            self._state(static, place, {name: plan[name] for name in names[:place]})
+            for place in range(len(names))
+        ]
+        actions = [plan[name] / self.max_layer_sparsity for name in names]
         following = [*states[1:], None]
         return [Step(*step) for step in zip(states, actions, following, strict=True)], plan
+
+    def _state(self, static: Tensor, place: int, plan: dict[str, float]) -> Tensor:
+        """Return what the agent sees at a unit: (10,), with what has gone, is to go, was done."""
+        removed = self.removed(plan)
+        last = next(reversed(plan.values()), 0.0) / self.max_layer_sparsity
+        missing = max(0.0, self.target - removed)
+        return torch.cat([static[place], torch.tensor([removed, missing, last])])
 
     def _bounded(self, plan: dict[str, float], place: int, sparsity: float) -> float:
         """Return ``sparsity``, or more where the layers to come could not make up (algorithm 1)."""

@@ -44,6 +44,7 @@ class AutoCompressPruner(AutomaticPruner):
                 cool_down_rate=self.cool_down_rate,
                 perturbation_magnitude=self.perturbation_magnitude,
                 tries=self.tries_per_temperature,
+                epochs=self.candidate_epochs,
                 label=f"round {number}: ",
             )
             done = best.plan

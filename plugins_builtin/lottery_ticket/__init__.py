@@ -20,8 +20,8 @@ class LotteryTicketPruner(Schedule):
     """Prunes in ``prune_iterations`` rounds and rewinds the weights before each.
 
     The loop is ``for _ in pruner.get_prune_iterations(): pruner.prune_iteration_start();`` and
-    then a whole training. Round 0 trains the dense network. With ``rewind_epoch`` k the others begin
-    at its epoch k: call ``update_epoch`` in round 0, and train the epochs from k on in the others.
+    then a whole training. Round 0 trains the dense network. With ``rewind_epoch`` k the others
+    begin at its epoch k: call ``update_epoch`` in round 0, and train from epoch k on in the others.
     """
 
     reset_weights: bool

@@ -19,7 +19,6 @@ class NetAdaptPruner(AutomaticPruner):
     needs_trainer = True
     sparsity_per_iteration: float
     step_decay: float
-    fine_tune_epochs: int
 
     def search(self) -> None:
         """Try each unit alone for the round's step, keep the best with its trained weights."""
@@ -54,7 +53,7 @@ class NetAdaptPruner(AutomaticPruner):
             if room <= 0 or self.removed(family(1.0)) < goal - 1e-9:
                 continue
             plan = self.fit(family, goal)
-            attempt = self.try_plan(plan, what + name, epochs=self.fine_tune_epochs, keep=True)
+            attempt = self.try_plan(plan, what + name, epochs=self.candidate_epochs, keep=True)
             if best is None or self.better(attempt.metric, best.metric):
                 best = attempt
         return best

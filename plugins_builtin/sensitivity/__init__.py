@@ -19,7 +19,6 @@ class SensitivityPruner(AutomaticPruner):
 
     sparsity_per_iter: float
     acc_drop_threshold: float
-    fine_tune_epochs: int | None
 
     def search(self) -> None:
         """Analyse each unit alone, prune all in proportion, fine-tune; until the target."""
@@ -33,15 +32,11 @@ class SensitivityPruner(AutomaticPruner):
             }
             goal = min(self.target, removed + self.sparsity_per_iter)
             plan = self.fit(partial(self._raised, done, tolerated), goal)
-            attempt = self.try_plan(plan, f"round {number}", epochs=self._epochs, keep=True)
+            attempt = self.try_plan(
+                plan, f"round {number}", epochs=self.candidate_epochs, keep=True
+            )
             self.adopt(attempt)
             done, metric = plan, attempt.metric
-
-    @property
-    def _epochs(self) -> int:
-        if self.fine_tune_epochs is not None:
-            return self.fine_tune_epochs
-        return 1 if self.trainer is not None else 0
 
     def _tolerated(self, name: str, done: dict[str, float], metric: float, what: str) -> float:
         """Return the largest share of the unit's rest whose loss costs no more than allowed."""

@@ -18,7 +18,6 @@ class SimulatedAnnealingPruner(AutomaticPruner):
     cool_down_rate: float
     perturbation_magnitude: float
     tries_per_temperature: int
-    fine_tune_epochs: int
 
     def search(self) -> None:
         """Anneal, and adopt the best plan of all that were tried."""
@@ -32,6 +31,6 @@ class SimulatedAnnealingPruner(AutomaticPruner):
             cool_down_rate=self.cool_down_rate,
             perturbation_magnitude=self.perturbation_magnitude,
             tries=self.tries_per_temperature,
-            epochs=self.fine_tune_epochs,
+            epochs=self.candidate_epochs,
         )
         self.adopt(best)
