@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from engine import checkpoint, config, registry
 from engine.blame import Verify
 from engine.errors import ConfigError, EngineError, Problem
+from engine.learned_parameters import LearnedParameters
 from engine.model_hooks import KEEPER, Keeper, OwnHook
 from engine.optimizer_hooks import OptimizerHooks
 from engine.selection import WEIGHTED_TYPES, Selected, select_layers
@@ -92,6 +93,7 @@ class Compressor:
             setattr(self, name, value)
         self._hooks: OptimizerHooks | None = None
         self._stack: Stack | None = None
+        self._learned: LearnedParameters | None = None
         self._collectors: dict[int, list[RemovableHandle]] = {}
         self._collectors_added = 0
         self._telling: set[str] = set()
@@ -127,13 +129,17 @@ class Compressor:
             self.unwrap()
             raise
         self._tell_step = stack.resolve("step")
+        learned = LearnedParameters(self.bound_model, self.wrappers)
+        self._learned = learned if learned else None
         self._hooks = OptimizerHooks(
             self.bound_model,
             self.optimizer,
-            stack.resolve("before_step"),
+            self._before_step if learned else stack.resolve("before_step"),
             self._after_step,
             self._weights_replaced,
         )
+        if learned and self.optimizer is not None:
+            learned.join(self.optimizer)
         self.bound_model.__dict__.setdefault(KEEPER, Keeper()).append(self)
         return self.bound_model
 
@@ -145,6 +151,8 @@ class Compressor:
         for identifier in list(self._collectors):
             self.remove_activation_collector(identifier)
         if self._hooks is not None:
+            if self._learned is not None and self._hooks.optimizer is not None:
+                self._learned.leave(self._hooks.optimizer)
             self._hooks.remove()
             self._hooks = None
         if self._stack is not None:
@@ -273,8 +281,10 @@ class Compressor:
         """Pickle what a pickled model needs of its algorithm; not the training loop around it."""
         gone: dict[str, Any] = {
             "optimizer": None,
+            "plugin": None,  # it knows the registry, and with it every other plugin
             "_hooks": None,
             "_stack": None,
+            "_learned": None,
             "_collectors": {},
         }
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
@@ -314,7 +324,16 @@ class Compressor:
     def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
         return True
 
+    def _before_step(self) -> None:
+        self._tell("before_step")
+        assert self._learned is not None
+        if self._hooks is not None and self._hooks.optimizer is not None:
+            self._learned.join(self._hooks.optimizer)
+        self._learned.agree_between_processes()
+
     def _after_step(self) -> None:
+        if self._learned is not None:
+            self._learned.clear_gradients()
         try:
             if self._tell_step is not None:
                 self._tell("step")

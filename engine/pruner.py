@@ -2,8 +2,9 @@
 
 Masks are multiplied into the weights in place, all at once, right after each optimizer step; the
 forward pass knows nothing of them. A pruner that needs the dense weights beneath its masks sets
-``straight_through``: then the layer computes ``weight * mask`` and the gradient reaches every
-weight.
+``straight_through``: then the layer computes ``weight * mask``, the gradient reaches every weight
+unmasked, and what was removed can come back. Such a mask is soft; it is baked into the weights by
+``export_model``, ``apply_speedup`` and ``unwrap(bake=True)``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from engine import export, registry
 from engine.blame import Verify, name_of, named, origin_of
+from engine.checkpoint import load_model
 from engine.compressor import Compressor
 from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
@@ -121,6 +123,48 @@ class Pruner(Compressor):
         return super().unwrap()
 
     @torch.no_grad()
+    def load_model_state_dict(self, model_state: Mapping[str, Any]) -> None:
+        """Load a plain ``state_dict`` of the model, then apply masks again.
+
+        What the masks of now remove of it is put back if other masks are loaded before training
+        goes on: the order of this and :meth:`load_state_dict` does not matter.
+
+        Raises:
+            CheckpointError: keys or shapes differ; the model is unchanged.
+        """
+        load_model(self.bound_model, model_state)
+        self._trained = False
+        self._removed.clear()
+        self._weights_replaced()
+
+    def mask_gradient(self, wrapper: Wrapper) -> Tensor | None:
+        """Return the loss's gradient with respect to a soft mask, each element of it on its own.
+
+        The layer computes with ``W' = W * M`` and W's gradient is dL/dW' (straight through), so
+        that ``dL/dM = dL/dW' * W``. Call it in ``before_step``, before W's gradient is changed; by
+        then gradients are accumulated, unscaled, and averaged over processes.
+
+        Args:
+            wrapper: of a layer of this pruner, which must be ``straight_through``.
+
+        Returns:
+            A new tensor of the weight's shape, dtype and device; None where no loss depended on it.
+
+        Raises:
+            PluginError: the pruner is not ``straight_through``: what is removed has no value any
+                more, and the gradient of its mask would be zero.
+        """
+        if not self.straight_through:
+            raise PluginError(
+                f"{describe(self)} asks for the gradient of a mask that is applied in place\n"
+                "  set straight_through = True in the class: then the weights beneath it stay",
+                plugin=describe(self),
+                layer=wrapper.name,
+            )
+        weight = wrapper.weight
+        return None if weight.grad is None else weight.grad * weight.detach()
+
+    @torch.no_grad()
     def update_masks(self, *, every_layer: bool = False) -> None:
         """Ask for the masks that are due, then replace and apply them all at once.
 
@@ -176,14 +220,17 @@ class Pruner(Compressor):
 
     @torch.no_grad()
     def apply_masks(self) -> None:
-        """Multiply the masks into the weights, in place; nothing is done where masks are soft."""
-        if self.straight_through:
-            return
+        """Multiply the masks into the parameters, in place, all at once.
+
+        Where masks are soft (``straight_through``) the layer computes its masked weight; biases and
+        what is masked along with filters, such as norms, are masked in place there, too.
+        """
         parameters: list[Tensor] = []
         masks: list[Tensor] = []
+        in_place = ("bias",) if self.straight_through else ("weight", "bias")
         for wrapper in self.wrappers:
             own = wrapper.module._parameters
-            for name in ("weight", "bias"):
+            for name in in_place:
                 mask = wrapper.mask(name)
                 if mask is not None:
                     parameters.append(own[name])  # type: ignore[arg-type]
@@ -209,6 +256,10 @@ class Pruner(Compressor):
         onnx_path: export.PathLike | None = None,
         input_shape: list[int] | tuple[int, ...] | None = None,
         device: str | torch.device | None = None,
+        *,
+        speedup: bool = False,
+        folder_name: export.PathLike | None = None,
+        dummy_input: Any = None,
     ) -> None:
         """Write the model's ``state_dict`` with masked weights zero, the masks, and ONNX.
 
@@ -218,12 +269,23 @@ class Pruner(Compressor):
             onnx_path: the model as ONNX; needs the extra ``engine[onnx]``.
             input_shape: shape of the one input, batch included, for ``onnx_path``.
             device: where the ONNX export runs; by default where the model is.
+            speedup: make the model smaller first (:meth:`apply_speedup`); ``model_path`` is then a
+                file for ``engine.load_compressed``.
+            folder_name: a folder for relative paths, made if need be. Within ``engine run`` it is
+                inside the job's own folder, where relative paths go in any case.
+            dummy_input: what ``speedup`` runs the model on.
 
         Raises:
             ExportError: a file cannot be written or the model cannot be exported; no file is left
                 half written.
+            SpeedupError: ``speedup`` found no smaller model with equal outputs.
         """
-        export.export_pruned(self, model_path, mask_path, onnx_path, input_shape, device)
+        model, masks, onnx = export.placed(folder_name, model_path, mask_path, onnx_path)
+        if speedup or self.speedup_report is not None:
+            export.export_smaller(self, model, masks, onnx, input_shape, device, dummy_input)
+        else:
+            self._finishing()
+            export.export_pruned(self, model, masks, onnx, input_shape, device)
 
     def apply_speedup(
         self,
@@ -253,9 +315,13 @@ class Pruner(Compressor):
         """
         from engine.pruning.smaller import smaller
 
+        self._finishing()
         return smaller(self, dummy_input, kwargs, drop_constants=drop_constants)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _finishing(self) -> None:
+        """Be told that the model is about to be exported or made smaller."""
 
     def _own_extensions(self) -> Iterable[object]:
         if self.dependency_aware:

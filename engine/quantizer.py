@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from engine.quantization.form import AffineForm, kept_form
 from engine.quantization.layer_grids import begun
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from engine.export.placement import Placement
 
 
 class Quantizer(Compressor):
@@ -117,22 +120,49 @@ class Quantizer(Compressor):
         onnx_path: export.PathLike | None = None,
         input_shape: list[int] | tuple[int, ...] | None = None,
         device: str | torch.device | None = None,
-    ) -> None:
-        """Write the quantized weights as packed integers, and ONNX.
+        *,
+        batches: Iterable[Any] | None = None,
+        folder_name: export.PathLike | None = None,
+    ) -> list[Placement]:
+        """Write the quantized weights as packed integers, ranges as JSON, and a QDQ ONNX.
 
         Args:
-            model_path: a file for ``engine.export.load_quantized``: weights of quantized layers as
-                packed integers with their scales, everything else as it is.
-            calibration_path: ranges, scales and bits of each layer as JSON.
-            onnx_path: the model as ONNX with fake-quantized values; needs ``engine[onnx]``.
-            input_shape: shape of the one input, batch included, for ``onnx_path``.
+            model_path: a file for ``engine.load_quantized``: weights of quantized layers as
+                packed integers with their scales, everything else as it is. A name that ends in
+                ``.safetensors`` gives that format; it needs ``engine[safetensors]``.
+            calibration_path: ranges, scales and bits of each layer as JSON, for
+                :meth:`load_calibration`.
+            onnx_path: the model as ONNX with 8-bit integer weights and pairs of QuantizeLinear and
+                DequantizeLinear, from which a runtime makes integer kernels; needs
+                ``engine[onnx]``.
+            input_shape: shape of the one input, batch included, for ``onnx_path``; without it
+                ``dummy_input`` is the example.
             device: where the ONNX export runs; by default where the model is.
+            batches: sample inputs: what integer kernels need and the quantizer leaves in float
+                (outputs of convolutions, both sides of a sum) gets 8-bit ranges from them in the
+                ONNX file. An approximation beyond the fake-quantized model.
+            folder_name: a folder for relative paths, made if need be. Within ``engine run`` it is
+                inside the job's own folder, where relative paths go in any case.
+
+        Returns:
+            Of each convolution, linear layer and sum whether it computes with integers in the ONNX
+            file, and why not; nothing without ``onnx_path``.
 
         Raises:
-            ExportError: weights of more values than their bits hold, or a file that cannot be
+            ExportError: weights of more values than their bits hold, a tensor without an affine
+                form or a range or with more than 8 bits in an ONNX file, or a file that cannot be
                 written.
         """
-        export.export_quantized(self, model_path, calibration_path, onnx_path, input_shape, device)
+        model, ranges, onnx = export.placed(folder_name, model_path, calibration_path, onnx_path)
+        return export.export_quantized(self, model, ranges, onnx, input_shape, device, batches)
+
+    def load_calibration(self, path: export.PathLike) -> None:
+        """Give activations the ranges of a file that ``export_model`` wrote, all or none.
+
+        Raises:
+            CheckpointError: the file is damaged or of another configuration; nothing is changed.
+        """
+        export.load_calibration(self, path)
 
     def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
         """Return scale, zero point and integers of one tensor of a layer: what is exported.

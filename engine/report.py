@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.compressor import Compressor
-from engine.export.compressed import packed_weights
+from engine.export.packed_file import packed_weights
 from engine.quant_types import QuantType, bits_of, quant_types_of
 from engine.quantizer import Quantizer
 

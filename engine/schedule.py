@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -60,6 +61,21 @@ class Schedule(Pruner):
             wrapper.config = own.config
         self.wrappers = self.base.wrappers
         self.base.host = self
+
+    def unfinished(self) -> str | None:
+        """Return why the schedule has not done what it is there for, or None.
+
+        Asked when a trained model is exported or made smaller. A subclass whose rounds are not
+        epochs has its own.
+        """
+        if self.epoch == 0:
+            return "update_epoch was never called with an epoch above 0: it is still at epoch 0"
+        return None
+
+    def _finishing(self) -> None:
+        reason = self.unfinished() if self._trained else None
+        if reason is not None:
+            warnings.warn(f"{self.plugin_name}: {reason}", stacklevel=4)
 
     def _check(
         self, config_list: Sequence[Mapping[str, Any]] | None, arguments: dict[str, Any]

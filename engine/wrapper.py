@@ -88,6 +88,26 @@ class Wrapper(nn.Module):
             self._buffers.pop(name, None)
             setattr(self, name, value.copy() if isinstance(value, (list, dict, set)) else value)
 
+    def learn(self, name: str, value: Tensor) -> None:
+        """Add a parameter of the algorithm's own, trained by the optimizer that trains the model.
+
+        It joins the parameter group of the layer's weight when the compressor is attached, is saved
+        with the compressor, and has its gradient averaged over processes. Read it with
+        :meth:`learned` where the model may have moved to another device.
+
+        Args:
+            name: the attribute's name; not that of a mask or another attribute.
+            value: where it begins; floating, cloned, on the layer's device.
+        """
+        self.register_parameter(name, nn.Parameter(value.detach().clone().to(self.device)))
+
+    def learned(self, name: str, like: Tensor) -> nn.Parameter:
+        """Return the parameter that :meth:`learn` made, on the device of ``like``."""
+        parameter: Any = self._parameters[name]
+        if parameter.device != like.device:  # in place: an optimizer may hold the parameter
+            parameter.data = parameter.data.to(like.device)
+        return parameter  # type: ignore[no-any-return]
+
     @property
     def device(self) -> torch.device:
         """Where the layer's parameters are (the CPU for a layer without any)."""

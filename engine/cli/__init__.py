@@ -9,14 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from engine.errors import EngineError, nearest
+from engine.errors import EngineError, nearest, printable
 
 #: name: (module, what it does). A module has ``add_arguments(parser)`` and ``run(args) -> int``.
 COMMANDS = {
     "list-algorithms": ("engine.cli.list_algorithms", "list the installed algorithms"),
     "show": ("engine.cli.show", "show an algorithm: its configuration and an example"),
     "validate": ("engine.cli.validate", "check a configuration file"),
-    "run": ("engine.cli.run", "run a one-time experiment"),
+    "run": ("engine.cli.run", "run an experiment, one-time or automatic"),
+    "report": ("engine.cli.report", "show what came out of an automatic experiment"),
+    "export": ("engine.cli.export", "write a compressed model: packed weights, ranges, ONNX"),
     "analyze": ("engine.cli.analyze", "count, time and take apart a model"),
     "new-algorithm": ("engine.cli.new_algorithm", "make a package with a plugin of your own"),
     "check": ("engine.cli.check", "check that a plugin keeps its promises"),
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineError as error:
         if traceback:
             raise
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader has had enough. What is still in the buffer must not fail at exit.

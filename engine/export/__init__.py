@@ -1,8 +1,11 @@
-"""Files that leave the engine: masks, state_dicts, packed weights, ONNX."""
+"""Files that leave the engine: masks, state_dicts, packed weights, ranges, ONNX."""
 
-from engine.export.compressed import export_pruned, export_quantized, load_quantized
+from engine.export.calibration_file import load_calibration
+from engine.export.compressed import export_pruned, export_quantized
+from engine.export.job_export import export_smaller, placed
 from engine.export.mask_files import apply_masks, load_masks, masks_of
 from engine.export.packed import PackedWeight, pack, unpack
+from engine.export.packed_file import load_quantized
 from engine.files import PathLike
 
 __all__ = [
@@ -11,9 +14,12 @@ __all__ = [
     "apply_masks",
     "export_pruned",
     "export_quantized",
+    "export_smaller",
+    "load_calibration",
     "load_masks",
     "load_quantized",
     "masks_of",
     "pack",
+    "placed",
     "unpack",
 ]

@@ -74,7 +74,7 @@ def pack(
     everything = torch.ones_like(present)
     grid = None
     if scale is not None and zero_point is not None:
-        grid = scale.detach().cpu().clone(), zero_point.detach().cpu().clone()
+        grid = _halved(scale.detach().cpu()), _small(zero_point.detach().cpu())
     whole = _whole(grid, weight.shape, qmin, bits, group)
     plans = [(everything, count * bits), (present, count + kept * bits)]
     for stored, _ in sorted(plans, key=lambda plan: plan[1]):
@@ -143,9 +143,35 @@ def _whole(
     group: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return ``grid`` so that it broadcasts against a weight of ``shape``."""
-    if grid is None or group is None:
+    if grid is None:
         return grid
-    return AffineForm(*grid, qmin, qmin + 2**bits - 1, *group).broadcast(shape)
+    scale, zero_point = grid
+    scale = scale.float() if scale.dtype == torch.bfloat16 else scale
+    zero_point = zero_point.to(scale.dtype)
+    if group is None:
+        return scale, zero_point
+    expanded = zero_point.expand_as(scale)
+    return AffineForm(scale, expanded, qmin, qmin + 2**bits - 1, *group).broadcast(shape)
+
+
+def _halved(scale: Tensor) -> Tensor:
+    """Return ``scale`` as bfloat16 where there are many and nothing is lost by it, else a copy."""
+    short = scale.to(torch.bfloat16)
+    many = scale.numel() > 1 and scale.dtype == torch.float32
+    return short if many and torch.equal(short.float(), scale) else scale.clone()
+
+
+def _small(zero_point: Tensor) -> Tensor:
+    """Return whole zero points in few bytes: one where all are equal, else in 8 bits if they fit.
+
+    One of each group would take as much as the scales do.
+    """
+    if not zero_point.numel() or bool((zero_point == zero_point.flatten()[0]).all()):
+        return zero_point.flatten()[:1].reshape(()).clone() if zero_point.numel() else zero_point
+    for dtype in (torch.uint8, torch.int8):
+        if torch.equal(zero_point.to(dtype).to(zero_point.dtype), zero_point):
+            return zero_point.to(dtype)
+    return zero_point.clone()
 
 
 def to_plain(packed: PackedWeight) -> dict[str, Any]:

@@ -59,6 +59,13 @@ class Scheme:
         object.__setattr__(self, "qmax", qmax)
         object.__setattr__(self, "covers_negative", self.signed or not self.symmetric)
 
+    @property
+    def name(self) -> str:
+        """The name in a configuration: ``per_channel_symmetric``."""
+        shared = "tensor" if self.axis is None else "channel"
+        shared = shared if self.group_size is None else "group"
+        return f"per_{shared}_{'symmetric' if self.symmetric else 'affine'}"
+
     def arranged(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` so that scales of :meth:`extremes` broadcast against it.
 
@@ -98,11 +105,23 @@ class Scheme:
         return arranged.amin(dims, keepdim=True), arranged.amax(dims, keepdim=True)
 
     def parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point, float32, for a range; see :func:`affine_parameters`."""
+        """Return scale and zero point, float32, for a range; see :func:`affine_parameters`.
+
+        Scales of groups are the next larger numbers of bfloat16: there are many of them, and so
+        they are stored in half the bytes.
+        """
         low, high = low.float(), high.float()
         if not self.covers_negative:
-            return affine_parameters(torch.zeros_like(low), high, self.qmin, self.qmax)
-        return affine_parameters(low, high, self.qmin, self.qmax, symmetric=self.symmetric)
+            low = torch.zeros_like(low)
+        symmetric = self.symmetric and self.covers_negative
+        scale, zero_point = affine_parameters(low, high, self.qmin, self.qmax, symmetric=symmetric)
+        if self.group_size is None:
+            return scale, zero_point
+        coarse = next_bfloat16(scale)
+        if not symmetric:
+            moved = (self.qmin - low.clamp(max=0) / coarse).round_().clamp_(self.qmin, self.qmax)
+            zero_point = moved.where(moved.isfinite(), zero_point)
+        return coarse, zero_point
 
     def scale_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of :meth:`extremes` for a tensor of ``shape``."""
@@ -113,6 +132,22 @@ class Scheme:
             groups = -(-(shape.numel() // max(channels, 1)) // self.group_size)
             return torch.Size([channels, groups, 1])
         return torch.Size([channels if dim == self.axis else 1 for dim in range(len(shape))])
+
+
+def next_bfloat16(scale: Tensor) -> Tensor:
+    """Return the least number of bfloat16 that is no smaller, as float32.
+
+    Args:
+        scale: float32, positive and finite, any shape; one beyond bfloat16's largest is kept.
+    """
+    rounded = scale.to(torch.bfloat16)
+    above = torch.where(rounded.float() < scale, _following(rounded), rounded).float()
+    return above.where(above.isfinite(), scale)
+
+
+def _following(value: Tensor) -> Tensor:
+    """Return the next larger bfloat16 of positive ones: their bits count upwards."""
+    return (value.view(torch.int16) + 1).view(torch.bfloat16)
 
 
 def channel_axis(module: nn.Module) -> int:

@@ -54,7 +54,10 @@ def test_weights_are_those_of_the_selected_layers(name, model, evaluator, traine
 def test_only_named_layers_are_pruned(name, model, evaluator, trainer):
     others = copy.deepcopy(model.state_dict())
     pruner = search(
-        model, name, evaluator, None if name in ("sensitivity", "simulated_annealing", "amc") else trainer,
+        model,
+        name,
+        evaluator,
+        None if name in ("sensitivity", "simulated_annealing", "amc") else trainer,
         op_types=["Conv2d"], op_names=["inner", "last"], budget="weights", sparsity=0.4,
     )  # fmt: skip
     pruner.compress()

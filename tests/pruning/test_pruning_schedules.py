@@ -1,5 +1,6 @@
 """AGP and lottery tickets: how much when, over any pruner."""
 
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -411,3 +412,35 @@ def test_linear_removes_as_much_in_each_epoch():
         pruner.update_masks()
         counts.append(zeros(model[0].weight))
     assert counts == [0, 8, 16, 24, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "reason"),
+    [
+        (AGPPruner, {"final_sparsity": 0.5, "end_epoch": 3}, "agp: update_epoch was never called"),
+        (LinearPruner, {"final_sparsity": 0.5, "end_epoch": 3}, "linear: update_epoch was never"),
+        (
+            LotteryTicketPruner,
+            {"sparsity": 0.5, "prune_iterations": 3},
+            "lottery_ticket: prune_iteration_start was never called",
+        ),
+    ],
+)
+def test_a_schedule_that_was_never_told_of_epochs_says_so(cls, settings, reason, tmp_path):
+    model = mlp(6, 8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = cls(model, [{"op_types": ["Linear"], **settings}], optimizer)
+    pruner.compress()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.export_model(tmp_path / "untrained.pth")
+    train_step(model, optimizer, torch.randn(5, 6))
+    with pytest.warns(UserWarning, match=reason):
+        pruner.export_model(tmp_path / "model.pth")
+    pruner.update_epoch(3)
+    if cls is LotteryTicketPruner:
+        pruner.prune_iteration_start()
+    train_step(model, optimizer, torch.randn(5, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.export_model(tmp_path / "model.pth")

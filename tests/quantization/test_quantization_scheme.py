@@ -80,13 +80,28 @@ def test_each_channel_is_rounded_as_it_would_be_alone(symmetric, axis):
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 99])
 def test_each_group_is_rounded_as_it_would_be_alone(size):
     weight = torch.randn(3, 12)
-    alone = Scheme(3)
-    rows = [
-        torch.cat([round_over_extremes(piece, alone) for piece in row.split(size)])
-        for row in weight
-    ]
+
+    def alone(piece):
+        return round_over_extremes(piece[None], Scheme(3, axis=0, group_size=len(piece)))[0]
+
+    rows = [torch.cat([alone(piece) for piece in row.split(size)]) for row in weight]
     scheme = Scheme(3, axis=0, group_size=size)
     assert torch.equal(round_over_extremes(weight, scheme), torch.stack(rows))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_scales_of_groups_are_bfloat16_and_hold_the_range(symmetric):
+    weight = torch.randn(4, 64) * torch.logspace(-6, 6, 4)[:, None]
+    scheme = Scheme(4, symmetric, symmetric, axis=0, group_size=8)
+    low, high = scheme.extremes(scheme.arranged(weight))
+    scale, zero_point = scheme.parameters(low, high)
+    exact = torch.maximum(-low, high) / 7 if symmetric else (high - low) / 15
+    assert torch.equal(scale.to(torch.bfloat16).float(), scale)
+    assert bool((scale >= exact).all())
+    assert bool((scale <= exact * (1 + 2**-7)).all())
+    position = weight.view(4, 8, 8) / scale + zero_point
+    assert position.min() >= scheme.qmin - 0.5
+    assert position.max() <= scheme.qmax + 0.5
 
 
 def test_smaller_groups_are_nearer():

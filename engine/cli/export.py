@@ -1,0 +1,186 @@
+"""``engine export FILE --model MODULE:FACTORY``: a trained, compressed model as files to deploy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import config
+from engine.cli.table import table
+from engine.errors import CheckpointError, EngineError
+
+if TYPE_CHECKING:
+    from engine.compressor import Compressor
+    from engine.config import Settings
+    from engine.export.placement import Placement
+
+_HEADER = ("LAYER", "OPERATOR", "COMPUTES IN", "REASON")
+_LIMITS = (40, 12, 11, 60)
+#: What says that an item of a checkpoint is ``compressor.state_dict()``.
+_STATE = {"algorithms", "wrappers"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="the configuration, YAML or JSON")
+    parser.add_argument(
+        "--model",
+        metavar="MODULE:FACTORY",
+        required=True,
+        help="a function that returns the model as it was before it was compressed",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help='what torch.save wrote: {"model": model.state_dict(), "compressor": '
+        "compressor.state_dict()}, or the model's alone",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="the weights: packed integers of a quantized model (.pth or .safetensors), the "
+        "state_dict of a pruned one",
+    )
+    parser.add_argument("--onnx", metavar="FILE", help="also write ONNX")
+    parser.add_argument(
+        "--input-shape", metavar="SIZES", help="of the input, batch included, such as 1,3,224,224"
+    )
+    quantized = parser.add_argument_group("of a quantized model")
+    quantized.add_argument("--ranges", metavar="FILE", help="also write ranges and grids as JSON")
+    quantized.add_argument(
+        "--load-ranges", metavar="FILE", help="take the ranges of activations from such a file"
+    )
+    quantized.add_argument(
+        "--batches",
+        metavar="FILE",
+        help="a tensor of sample inputs, or a list of them, by torch.save: what integer kernels "
+        "need and the quantizer leaves in float gets ranges from them in the ONNX file",
+    )
+    pruned = parser.add_argument_group("of a pruned model")
+    pruned.add_argument("--masks", metavar="FILE", help="also write the masks")
+    pruned.add_argument(
+        "--speedup",
+        action="store_true",
+        help="remove what is masked first; needs --input-shape",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files and say what is in them."""
+    settings = config.check(args.file)
+    quantized = settings.kind == "quantization"
+    _refuse_others(args, quantized, settings)
+    shape = _shape(args.input_shape)
+    if shape is None and (args.onnx is not None or args.speedup):
+        raise EngineError(
+            f"{'--onnx' if args.onnx else '--speedup'} needs --input-shape, such as 1,3,224,224"
+        )
+    compressor: Any = _restored(settings, args)
+    placements: list[Placement] = []
+    if quantized:
+        if args.load_ranges is not None:
+            compressor.load_calibration(args.load_ranges)
+        batches = None if args.batches is None else _batches(args.batches)
+        paths = (args.output, args.ranges, args.onnx)
+        placements = compressor.export_model(*paths, shape, batches=batches)
+    else:
+        import torch
+
+        example = torch.zeros(shape) if shape is not None else None
+        compressor.export_model(
+            args.output, args.masks, args.onnx, shape, speedup=args.speedup, dummy_input=example
+        )
+    _tell(args, placements)
+    return 0
+
+
+def _restored(settings: Settings, args: argparse.Namespace) -> Compressor:
+    """Return the compressor, attached to the model, with what the checkpoint holds."""
+    from engine.checkpoint import load_model
+    from engine.create import create_compressor
+    from engine.files import load_tensors
+    from engine.model_factory import build
+
+    model = build(args.model)
+    compressor = create_compressor(model, settings.document)
+    if args.checkpoint is None:
+        compressor.compress()
+        return compressor
+    saved = load_tensors(args.checkpoint)
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{args.checkpoint} holds a {type(saved).__name__}, no checkpoint")
+    if not isinstance(saved.get("model"), Mapping):
+        load_model(model, saved)
+        compressor.compress()
+        return compressor
+    states = [v for v in saved.values() if isinstance(v, Mapping) and set(v) >= _STATE]
+    if len(states) > 1:
+        raise CheckpointError(f"{args.checkpoint} holds the states of {len(states)} compressors")
+    load_model(model, saved["model"])
+    compressor.compress()
+    if states:
+        compressor.load_state_dict(states[0])
+        compressor.load_model_state_dict(saved["model"])
+    return compressor
+
+
+def _refuse_others(args: argparse.Namespace, quantized: bool, settings: Settings) -> None:
+    """Raise EngineError for options of the other kind of algorithm."""
+    others = ("masks", "speedup") if quantized else ("ranges", "load_ranges", "batches")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]
+    if given:
+        raise EngineError(
+            f"{' and '.join(given)}: {settings.plugin.name} is a "
+            f"{'quantizer' if quantized else 'pruner'}, which has none\n"
+            "  engine export --help says which option is for which kind"
+        )
+
+
+def _shape(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise EngineError(
+            f'--input-shape needs sizes of at least 1, such as 1,3,224,224, got "{text}"'
+        )
+    return sizes
+
+
+def _batches(path: str) -> list[Any]:
+    from torch import Tensor
+
+    from engine.files import load_tensors
+
+    saved = load_tensors(path)
+    batches = list(saved.split(64)) if isinstance(saved, Tensor) and saved.dim() else saved
+    if not isinstance(batches, list) or not all(isinstance(batch, Tensor) for batch in batches):
+        raise EngineError(f"--batches: {path} holds no tensor of inputs and no list of them")
+    return batches
+
+
+def _tell(args: argparse.Namespace, placements: list[Placement]) -> None:
+    written = [args.output, args.ranges, args.masks, args.onnx]
+    sizes = {path: Path(path).stat().st_size for path in written if path is not None}
+    if args.json:
+        operators = [placement._asdict() for placement in placements]
+        print(json.dumps({"files": sizes, "operators": operators}, indent=2))
+        return
+    for path, size in sizes.items():
+        print(f"{path}: {size:,} bytes")
+    if placements:
+        integer = sum(placement.integer for placement in placements)
+        print(f"\n{integer} of {len(placements)} operators compute with integers:")
+        rows = [
+            (p.layer or "(model)", p.operator, "integers" if p.integer else "float", p.reason)
+            for p in placements
+        ]
+        print(table(_HEADER, rows, _LIMITS))

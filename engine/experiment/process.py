@@ -1,0 +1,144 @@
+"""One script that runs: started under a guard, read while it prints, stopped with all it started.
+
+The script writes to its output file itself. So nothing is lost when the runner is killed, and a
+process that the script left behind keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.errors import EngineError
+
+_GUARD = Path(__file__).with_name("guard.py")
+#: Seconds between SIGTERM and SIGKILL.
+GRACE = 5.0
+#: Seconds between two looks at a script that runs.
+PAUSE = 0.03
+
+
+class Ended(NamedTuple):
+    """How a script ended: its exit code (negative: a signal), or why it could not be started."""
+
+    code: int | None
+    error: str | None = None
+
+
+class Script:
+    """A script that was started.
+
+    Args:
+        command: the program and its arguments.
+        folder: where it runs.
+        environment: all of its environment variables.
+        output: the file for what it prints, standard error included.
+        exit_file: the file for its exit code.
+
+    Raises:
+        EngineError: no process can be started, or a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        output: Path,
+        exit_file: Path,
+    ) -> None:
+        self.command = tuple(command)
+        self._exit_file = exit_file
+        start = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), str(exit_file)]
+        start += [str(folder), str(GRACE), *command]
+        exit_file.unlink(missing_ok=True)
+        try:
+            with output.open("wb") as log:
+                self._guard = subprocess.Popen(
+                    start,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self._log = output.open("rb")
+        except OSError as error:
+            raise EngineError(f"{command[0]} cannot be started: {error}") from error
+        self._partial = b""
+
+    def poll(self) -> Ended | None:
+        """Return how the script ended, None while it runs."""
+        code = self._guard.poll()
+        if code is None:
+            return None
+        return read_exit(self._exit_file) or Ended(code if code < 0 else -signal.SIGTERM)
+
+    def wait(self, seconds: float = PAUSE) -> None:
+        """Wait until the script ends, at most so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(timeout=seconds)
+
+    def lines(self, *, rest: bool = False) -> list[str]:
+        """Return the complete lines printed since the last call; ``rest``: an unfinished one, too.
+
+        Bytes that are not UTF-8 are replaced.
+        """
+        text = self._partial + self._log.read()
+        complete, self._partial = (text, b"") if rest else _at_last_newline(text)
+        return complete.decode("utf-8", errors="replace").splitlines(keepends=True)
+
+    def stop(self) -> None:
+        """End the script and all that it started, politely first; wait until that is done."""
+        if self._guard.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._guard.terminate()
+            try:
+                self._guard.wait(timeout=2 * GRACE)
+            except subprocess.TimeoutExpired:
+                self._guard.kill()
+                self._guard.wait()
+
+    def close(self) -> None:
+        """Let go of the output file."""
+        self._log.close()
+
+
+def read_exit(path: Path) -> Ended | None:
+    """Return what a guard wrote when its script had ended; None when it wrote nothing."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "error" not in record:
+            return Ended(int(record["code"]))
+        reason, number = str(record["error"]), record.get("errno")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if number in (2, 8):  # ENOENT: its interpreter is missing; ENOEXEC: it names none
+        reason += "; its first line must name its program, such as #!/usr/bin/env python"
+    return Ended(None, reason)
+
+
+def environment_of(
+    resource: str, extra: Mapping[str, str], job: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment of a script.
+
+    ``#!/usr/bin/env python`` finds the Python that runs the engine, and prints at once. With the
+    resource "cpu" no GPU is seen. ``extra`` is the user's, and wins; ``job`` is the runner's.
+    """
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if resource == "cpu" else {}
+    base = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": os.pathsep.join(path)}
+    return {**base, **hidden, **job, **extra}
+
+
+def _at_last_newline(text: bytes) -> tuple[bytes, bytes]:
+    place = text.rfind(b"\n") + 1
+    return text[:place], text[place:]

@@ -1,0 +1,146 @@
+"""Reads an experiment's file and checks all of it, script included, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine import config
+from engine.config import Document, Search, Settings
+from engine.config.check import without_flags
+from engine.errors import ConfigError, Problem, nearest
+
+_NEEDS = (
+    "it needs: name, script, resource (cpu, gpu, passive or node), compression; a compression "
+    "section by itself is what engine.create_compressor takes"
+)
+
+
+class Experiment(NamedTuple):
+    """A checked experiment.
+
+    Attributes:
+        name: its name.
+        folder: where the script runs and where the files of its runs are.
+        command: starts the script, without the job's file.
+        resource: cpu, gpu, passive or node.
+        section: the compression section, search spaces included.
+        settings: what the section means; of an automatic experiment with one value of each space.
+        search: what is searched; None for a one-time experiment.
+        data: the whole file.
+        source: the file's name, for messages.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    resource: str
+    section: Mapping[str, Any]
+    settings: Settings
+    search: Search | None
+    data: Mapping[str, Any]
+    source: str
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The environment variables that the file gives to scripts."""
+        given: Mapping[str, str] = self.data.get("runtime_args", {}).get("env", {})
+        return given
+
+
+def read_experiment(
+    path: str | os.PathLike[str] | Document, *, automatic: bool | None = None
+) -> Experiment:
+    """Return the experiment in a file, ready to run.
+
+    ``workingdir`` is relative to the file's folder, and that folder by default; the script's first
+    word is a path relative to ``workingdir``.
+
+    Args:
+        path: the file, or what was read from it.
+        automatic: True demands an automatic experiment; None takes the file for one when its
+            compression holds a search space.
+
+    Raises:
+        ConfigError: the file is wrong, or its script or folder cannot be used.
+        PluginError: the algorithm is broken.
+    """
+    document = config.read(path)
+    if isinstance(document.data, dict) and "compression" not in document.data:
+        if nearest("compression", document.data) is not None:
+            config.check(document)  # says what is misspelt
+        raise ConfigError(
+            [document.problem("this is no experiment: it has no compression", "", _NEEDS)],
+            document.source,
+        )
+    search = None
+    if automatic or config.is_automatic(document):
+        search = config.check_search(document)
+    settings = search.settings if search is not None else config.check(document)
+    data = document.data
+    problems = [
+        document.problem(f'there is no "{key}"', "", _NEEDS)
+        for key in ("name", "script", "resource")
+        if key not in data
+    ]
+    if problems:
+        raise ConfigError(problems, document.source)
+    folder = (Path(document.source).parent / data.get("workingdir", ".")).resolve()
+    if not folder.is_dir():
+        problems.append(document.problem(f"there is no folder {folder}", "/workingdir"))
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problems.append(document.problem(f"the folder {folder} cannot be written", "/workingdir"))
+    command = [] if problems else _command(document, folder, problems)
+    if data["resource"] == "node" and not data.get("resource_args", {}).get("nodes"):
+        needs = 'resource_args: {nodes: ["user@host"]}'
+        problems.append(document.problem("node needs the names of machines", "/resource", needs))
+    if problems:
+        raise ConfigError(problems, document.source)
+    section = data["compression"] if search is not None else without_flags(data["compression"])
+    return Experiment(
+        data["name"],
+        folder,
+        tuple(command),
+        data["resource"],
+        section,
+        settings,
+        search,
+        data,
+        document.source,
+    )
+
+
+def _command(document: Document, folder: Path, problems: list[Problem]) -> list[str]:
+    data = document.data
+    try:
+        words = shlex.split(data["script"])
+    except ValueError as error:
+        problems.append(document.problem(f"the script cannot be read: {error}", "/script"))
+        return []
+    if not words:
+        problems.append(document.problem("the script is empty", "/script"))
+        return []
+    script = folder / words[0]
+    if not script.is_file():
+        there = _scripts(folder)
+        problems.append(
+            document.problem(
+                f"there is no script {words[0]} in {folder}",
+                "/script",
+                f"scripts there: {', '.join(there[:5])}" if there else None,
+                nearest(words[0], there),
+            )
+        )
+    elif not os.access(script, os.R_OK):
+        problems.append(document.problem(f"the script {words[0]} cannot be read", "/script"))
+    elif not os.access(script, os.X_OK):
+        fix = f"chmod +x {shlex.quote(str(script))}"
+        problems.append(document.problem(f"the script {words[0]} may not be run", "/script", fix))
+    return [str(script), *words[1:]]
+
+
+def _scripts(folder: Path) -> list[str]:
+    return [p.name for p in sorted(folder.iterdir()) if p.is_file() and os.access(p, os.X_OK)]

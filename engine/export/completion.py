@@ -1,0 +1,156 @@
+"""Ranges for tensors that the quantizer leaves in float and integer kernels need on integers.
+
+An integer convolution writes integers, so that its output needs a grid; an integer sum needs its
+two inputs and its output on grids. Where the fake-quantized model has none there, 8-bit affine ones
+over what sample batches show are put in. The file then rounds where the fake-quantized model did
+not: an approximation, which is why it is done only when batches are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from engine.errors import ExportError
+from engine.export.integer_bias import CONVOLUTIONS, LINEAR
+from engine.export.integer_graph import (
+    JOINS,
+    insert_pair,
+    is_dequantize,
+    is_integer_weight,
+    is_quantize,
+    joined,
+    last_of_kernel,
+    make_explicit,
+    settings_of,
+)
+from engine.quantization.calibration import call_with_batch
+from engine.quantization.observers import MinMax
+from engine.quantization.scheme import Scheme
+
+_SCHEME = Scheme(8)
+
+
+def complete(module: fx.GraphModule, batches: Iterable[Any]) -> int:
+    """Put the tensors on grids that integer kernels need; return how many got a range.
+
+    Args:
+        module: an exported graph with pairs of quantize and dequantize; changed in place.
+        batches: what a loader gives; of a tuple or list the first item is the input, and a
+            mapping is passed as keywords.
+
+    Raises:
+        ExportError: there are no batches, the graph does not take them, or a tensor is not finite.
+    """
+    needed = tensors_needed(module.graph)
+    observed = [node for node in needed if not _own_quantize(node)]
+    ranges = _observe(module, observed, batches)
+    for node in needed:
+        own = _own_quantize(node)
+        settings = ranges[node] if own is None else settings_of(own)
+        insert_pair(module.graph, node, settings, [user for user in node.users if user is not own])
+    make_explicit(module.graph)
+    module.recompile()
+    return len(observed)
+
+
+def tensors_needed(graph: fx.Graph) -> list[fx.Node]:
+    """Return the tensors that integer kernels of quantized weights, and sums of these, need."""
+    needed: dict[fx.Node, None] = {}
+
+    def note(node: fx.Node) -> None:
+        if not is_dequantize(node) and not _only_quantized(node):
+            needed[node] = None
+
+    def on_grid(node: Any) -> bool:
+        known = isinstance(node, fx.Node)
+        return known and (node in needed or is_dequantize(node) or _own_quantize(node) is not None)
+
+    for node in graph.nodes:
+        if node.target in CONVOLUTIONS or node.target is LINEAR:
+            if is_integer_weight(node.args[1]):
+                note(node.args[0])
+                if node.target in CONVOLUTIONS:
+                    note(last_of_kernel(node))
+        elif node.target in JOINS and all(map(on_grid, joined(node))):
+            note(last_of_kernel(node))
+    return list(needed)
+
+
+def _own_quantize(node: fx.Node) -> fx.Node | None:
+    return next((user for user in node.users if is_quantize(user)), None)
+
+
+def _only_quantized(node: fx.Node) -> bool:
+    return len(node.users) == 1 and all(map(is_quantize, node.users))
+
+
+class _Watch(nn.Module):
+    """Passes a tensor on; its observer sees it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.observer = MinMax()
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``."""
+        if not bool(tensor.isfinite().all()):
+            raise ExportError(f'the tensor "{self.name}" holds NaN or infinity in a batch')
+        self.observer.observe(tensor)
+        return tensor
+
+
+@torch.no_grad()
+def _observe(
+    module: fx.GraphModule, nodes: list[fx.Node], batches: Iterable[Any]
+) -> dict[fx.Node, tuple[Any, ...]]:
+    """Return the settings of a pair over the range of each node while ``batches`` run."""
+    graph = module.graph
+    watches: dict[fx.Node, tuple[str, fx.Node]] = {}
+    for place, node in enumerate(nodes):
+        name = f"_watch_{place}"
+        module.add_submodule(name, _Watch(node.name))
+        with graph.inserting_after(node):
+            watches[node] = name, graph.call_module(name, (node,))
+    module.recompile()
+    count = 0
+    try:
+        for batch in batches:
+            _run(module, batch)
+            count += 1
+    finally:
+        found = {node: (module.get_submodule(name), call) for node, (name, call) in watches.items()}
+        for name, call in watches.values():
+            graph.erase_node(call)
+            module.delete_submodule(name)
+        module.recompile()
+    if not count:
+        raise ExportError("batches holds no batch\n  it needs at least one, or leave it out")
+    return {node: _settings(watch) for node, (watch, _) in found.items()}
+
+
+def _run(module: fx.GraphModule, batch: Any) -> None:
+    inputs = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    if not all(bool(tensor.isfinite().all()) for tensor in inputs):
+        raise ExportError("a batch holds NaN or infinity")
+    try:
+        call_with_batch(module, batch)
+    except ExportError:
+        raise
+    except Exception as error:  # whatever operators make of a shape or dtype
+        shape = list(inputs[0].shape) if inputs else type(batch).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(
+            f"a batch ({shape}) does not go through the exported model: {lines[0]}\n"
+            "  batches need the shape of the example, but for the size of the batch"
+        ) from error
+
+
+def _settings(watch: Any) -> tuple[Any, ...]:
+    scale, zero_point = _SCHEME.parameters(*watch.observer.limits(_SCHEME))
+    return (float(scale), int(zero_point), _SCHEME.qmin, _SCHEME.qmax, torch.uint8)

@@ -1,0 +1,206 @@
+"""A copy of a quantized model whose layers hold integers, for ``torch.export``.
+
+Each quantized weight is an int8 parameter under its own name that is dequantized when it is read;
+each quantized activation passes a pair of quantize and dequantize. Both are PyTorch's
+``quantized_decomposed`` operators with scales as plain numbers: one graph then serves
+``torch.export``, ONNX and compilers, and none of them sees how a quantizer found its grids. Batch
+norms that can be folded are: an integer convolution has no place for one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
+from torch import Tensor, nn
+
+from engine.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.errors import ExportError
+from engine.export.integer_weight import IntegerWeight, integer_weight
+from engine.fake_quant_call import OnInput, OnOutput, drop_copied
+from engine.quant_types import QuantType, quant_types_of
+from engine.quantization.batch_norm import channel_factor, fold_into_bias, norm_pairs
+from engine.quantization.form import AffineForm
+from engine.quantization.layer_grids import begun
+from engine.quantization.scheme import channel_axis
+from engine.wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from engine.quantizer import Quantizer
+
+_OPS: Any = torch.ops.quantized_decomposed
+
+
+class RoundActivation:
+    """Puts an activation on 8 bits and back, ``Q`` and ``DQ`` with plain numbers.
+
+    Integers are counted from ``qmin`` and stored as uint8: kernels take two tensors of one type.
+
+    Args:
+        form: a grid of one scale and at most 256 integers.
+    """
+
+    is_copy = False
+
+    def __init__(self, form: AffineForm) -> None:
+        # 255 steps or fewer: one that has 255 keeps the end at 0 of int8, so that it clips once.
+        base = -128 if form.qmin >= -128 and form.qmax == 127 else form.qmin
+        zero_point, low, high = (n - base for n in (int(form.zero_point), form.qmin, form.qmax))
+        self.settings = (float(form.scale), zero_point, low, high, torch.uint8)
+
+    def __call__(self, tensor: Any) -> Any:
+        """Return ``tensor`` rounded; anything but a floating-point tensor passes."""
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return tensor
+        integers = _OPS.quantize_per_tensor(tensor, *self.settings)
+        return _OPS.dequantize_per_tensor(integers, *self.settings)
+
+
+class _Dequantize:
+    """The value of an integer weight; scales of channels and groups are buffers of the layer."""
+
+    def __init__(self, layer: nn.Module, weight: IntegerWeight) -> None:
+        self._layer = layer
+        self._axis, self._group_size = weight.axis, weight.group_size
+        limits = (-128, 127) if weight.values.dtype == torch.int8 else (0, 255)
+        self._settings = (*limits, weight.values.dtype)
+        if self._axis is None:
+            self._single = float(weight.scale), int(weight.zero_point)
+            return
+        layer.register_buffer("weight_scale", weight.scale.flatten())
+        layer.register_buffer("weight_zero_point", weight.zero_point.flatten())
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self._axis is None:
+            single = _OPS.dequantize_per_tensor(values, *self._single, *self._settings)
+            return single  # type: ignore[no-any-return]
+        grid = self._layer.weight_scale, self._layer.weight_zero_point
+        if self._group_size is None:
+            channels = _OPS.dequantize_per_channel(values, *grid, self._axis, *self._settings)
+            return channels  # type: ignore[no-any-return]
+        # Each group is a row of its own: kernels know scales along one axis.
+        moved = values.movedim(self._axis, 0)
+        rows = moved.flatten(1)
+        members = rows.shape[1]
+        missing = -members % self._group_size
+        rows = nn.functional.pad(rows, (0, missing)) if missing else rows
+        groups = rows.reshape(-1, self._group_size)
+        flat = _OPS.dequantize_per_channel(groups, *grid, 0, *self._settings)
+        kept: Tensor = flat.reshape(moved.shape[0], -1)[:, :members]
+        return kept.reshape(moved.shape).movedim(0, self._axis)
+
+
+@torch.no_grad()
+def integer_copy(quantizer: Quantizer) -> nn.Module:
+    """Return a copy of the quantizer's model, in evaluation mode, that holds integers.
+
+    It computes what the fake-quantized model does in evaluation mode, up to the rounding of
+    float32; weights on which a mask lies have integer zeros there. The model is not changed.
+
+    Raises:
+        ExportError: the quantizer is not attached, a tensor has no affine form, no range yet, more
+            than 8 bits, or is not float32; the layer is named.
+    """
+    model = quantizer.bound_model
+    values = {
+        name: _weight(module).detach().clone()
+        for name, module in model.named_modules()
+        if any(is_computed(module, stage) for stage in Stage)
+    }
+    names = {module: name for name, module in model.named_modules()}
+    pairs = {names[layer]: names[norm] for layer, norm in norm_pairs(model).items()}
+    copied = copy.deepcopy(model)
+    drop_copied(copied)
+    layers = dict(copied.named_modules())
+    for name, value in values.items():
+        for stage in Stage:
+            plain_weight(layers[name], stage)
+        layers[name]._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+    for wrapper in quantizer.wrappers:
+        layer = layers[wrapper.name]
+        _float32_only(layer, wrapper.name)
+        kinds = quant_types_of(wrapper)
+        norm = _folded_norm(wrapper, pairs, layers)
+        if QuantType.WEIGHT in kinds:
+            if not is_computed(wrapper.module, Stage.QUANTIZE):
+                raise ExportError("call compress() before a quantized model is exported")
+            _hold_integers(quantizer, wrapper, layer, norm)
+            if norm is not None:
+                parent, _, own = pairs[wrapper.name].rpartition(".")
+                layers[parent]._modules[own] = identity = nn.Identity()
+                layers[pairs[wrapper.name]] = identity
+        if QuantType.INPUT in kinds:
+            rounding = _rounding(quantizer, wrapper, QuantType.INPUT)
+            layer.register_forward_pre_hook(OnInput(rounding), with_kwargs=True)  # type: ignore[arg-type]
+        if QuantType.OUTPUT in kinds:
+            rounding = _rounding(quantizer, wrapper, QuantType.OUTPUT)
+            behind = layer if norm is None else layers[pairs[wrapper.name]]
+            behind.register_forward_hook(OnOutput([rounding]))  # type: ignore[list-item]
+    return copied.eval()
+
+
+def _folded_norm(
+    wrapper: Wrapper, pairs: dict[str, str], layers: dict[str, nn.Module]
+) -> nn.Module | None:
+    """Return the copy's batch norm that is folded into the layer, if there is one.
+
+    One that reads a quantized output cannot be: rounding stands between the two.
+    """
+    name = pairs.get(wrapper.name)
+    kinds = quant_types_of(wrapper)
+    grid_folds = getattr(wrapper.grids.get("weight"), "norm", None) is not None
+    between = QuantType.OUTPUT in kinds and not grid_folds
+    if name is None or QuantType.WEIGHT not in kinds or between:
+        return None
+    return layers[name]
+
+
+def _hold_integers(
+    quantizer: Quantizer, wrapper: Wrapper, layer: nn.Module, norm: nn.Module | None
+) -> None:
+    """Put integers in the place of the layer's weight, and the norm into them and its bias."""
+    with begun(wrapper):
+        form = quantizer.affine_form(wrapper, QuantType.WEIGHT)
+        value = _weight(wrapper.module)
+    factor = None if norm is None else channel_factor(norm)
+    try:
+        weight = integer_weight(value, form, factor, channel_axis(wrapper.module))
+    except ExportError as error:
+        raise ExportError(f'the weight of layer "{wrapper.name}": {error}') from error
+    if norm is not None:
+        bias = fold_into_bias(layer, norm)
+        layer._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+    values = weight.values.to(value.device)
+    layer._parameters["weight"] = nn.Parameter(values, requires_grad=False)
+    compute_weight(layer, Stage.QUANTIZE, _Dequantize(layer, weight))
+    layer.to(value.device)
+
+
+def _rounding(quantizer: Quantizer, wrapper: Wrapper, quant_type: QuantType) -> RoundActivation:
+    form = quantizer.affine_form(wrapper, quant_type)
+    where = f'the {quant_type.key} of layer "{wrapper.name}"'
+    if form.scale.dim():
+        raise ExportError(f"{where} has {form.scale.numel()} scales, an activation has one")
+    if form.qmax - form.qmin > 255:
+        raise ExportError(
+            f"{where}: its integers lie between {form.qmin} and {form.qmax}, integer kernels take "
+            '8 bits\n  give the layer fewer "quant_bits", at most 8, or exclude it'
+        )
+    return RoundActivation(form)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _float32_only(layer: nn.Module, name: str) -> None:
+    for parameter in layer.parameters(recurse=False):
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ExportError(
+                f'layer "{name}" is {parameter.dtype}; integer kernels are exported of float32 '
+                "models\n  call model.float() before the export"
+            )

@@ -1,0 +1,78 @@
+"""Exports of a job: into its own folder, and of a pruned model made physically smaller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from engine.errors import ExportError
+from engine.experiment.job_files import model_folder
+from engine.export.mask_files import masks_of
+from engine.export.onnx_file import export_onnx
+from engine.files import PathLike, save_tensors
+
+if TYPE_CHECKING:
+    from engine.pruner import Pruner
+
+
+def placed(folder_name: PathLike | None, *paths: PathLike | None) -> list[Any]:
+    """Return ``paths``, relative ones in the folder where this script's models belong.
+
+    That is ``folder_name`` in the folder that ``engine run`` gives to each job; without a runner
+    ``folder_name`` in the current folder, and nothing changes without either.
+
+    Raises:
+        ExportError: the folder cannot be made, or a path is none.
+    """
+    folder = model_folder(folder_name)
+    if folder is None:
+        return list(paths)
+    try:
+        # An absolute path stays what it is.
+        return [None if path is None else Path(folder, os.fspath(path)) for path in paths]
+    except TypeError as error:
+        raise ExportError(f"a file's path is needed: {error}") from error
+
+
+def export_smaller(
+    pruner: Pruner,
+    model_path: PathLike,
+    mask_path: PathLike | None,
+    onnx_path: PathLike | None,
+    input_shape: Sequence[int] | None,
+    device: Any,
+    dummy_input: Any,
+) -> None:
+    """Make the model smaller, unless ``apply_speedup`` has been called, and write it.
+
+    Masks are written first: they are those of the model as it was.
+
+    Raises:
+        ExportError: a file cannot be written, or masks are asked for when they are gone.
+        SpeedupError: no smaller model with equal outputs was found; nothing was changed.
+    """
+    from engine.speedup import is_smaller, save_compressed
+
+    model = pruner.bound_model
+    if pruner.speedup_report is None:
+        if mask_path is not None:
+            save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions))
+        pruner.apply_speedup(dummy_input)
+    elif mask_path is not None:
+        raise ExportError(
+            "apply_speedup() has removed what was masked: there are no masks any more\n"
+            "  leave mask_path out, or let export_model(..., speedup=True) do both"
+        )
+    if is_smaller(model):
+        save_compressed(model, model_path)
+    else:  # nothing could be removed, which apply_speedup has said
+        save_tensors(model_path, model.state_dict())
+    if onnx_path is not None:
+        shape = input_shape
+        if shape is None and isinstance(dummy_input, Tensor):
+            shape = list(dummy_input.shape)
+        export_onnx(model, onnx_path, shape, device)

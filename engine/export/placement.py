@@ -1,0 +1,80 @@
+"""Which operators of an exported graph compute with integers, and why the others do not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import fx
+
+from engine.export.integer_bias import CONVOLUTIONS, LINEAR, TRANSPOSED, inputs_of
+from engine.export.integer_graph import (
+    ADD,
+    is_dequantize,
+    is_integer_weight,
+    is_quantize,
+    joined,
+    last_of_kernel,
+    writes_integers,
+)
+
+
+class Placement(NamedTuple):
+    """One operator of an exported model.
+
+    Attributes:
+        layer: the dotted name of the module that calls it, ``""`` for the model's own forward.
+        operator: "convolution", "linear" or "add".
+        integer: whether all that an integer kernel needs is in the file.
+        reason: why not; "" where it is.
+    """
+
+    layer: str
+    operator: str
+    integer: bool
+    reason: str
+
+
+def placements(graph: fx.Graph) -> list[Placement]:
+    """Return convolutions, linear layers and sums of two tensors in the order of execution."""
+    found = []
+    for node in graph.nodes:
+        if node.target in CONVOLUTIONS:
+            reason = _weighted(node) or _output(node)
+            found.append(Placement(_layer(node), "convolution", not reason, reason))
+        elif node.target in TRANSPOSED:
+            reason = "transposed convolutions have no integer kernel"
+            found.append(Placement(_layer(node), "convolution", False, reason))
+        elif node.target is LINEAR:
+            reason = _weighted(node)
+            found.append(Placement(_layer(node), "linear", not reason, reason))
+        elif node.target is ADD and all(part is not None for part in joined(node)):
+            floats = [part for part in joined(node) if not is_dequantize(part)]
+            reason = "an input is not quantized" if floats else _output(node)
+            found.append(Placement(_layer(node), "add", not reason, reason))
+    return found
+
+
+def _weighted(node: fx.Node) -> str:
+    source, weight, _ = inputs_of(node)
+    if not is_integer_weight(weight):
+        plain = isinstance(weight, fx.Node) and weight.op == "get_attr"
+        return "the weight is not quantized" if plain else "scales of groups have no kernel"
+    return "" if is_dequantize(source) else "the input is not quantized"
+
+
+def _output(node: fx.Node) -> str:
+    last = last_of_kernel(node)
+    if not writes_integers(node):
+        grids = sum(map(is_quantize, last.users))
+        if grids > 1:
+            return "its readers have different grids"
+        return "the output is also read in float" if grids else "the output is not quantized"
+    bias = inputs_of(node)[2] if node.target in CONVOLUTIONS else None
+    floats = isinstance(bias, fx.Node) and bias.op == "get_attr"
+    return "the bias does not fit into 32 bits" if floats else ""
+
+
+def _layer(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [str(name) for name, _ in stack.values()]
+    return names[-1] if names else ""
