@@ -7,6 +7,7 @@ The pages of plugins are made when the site is built; a stranger's installed plu
 
 import inspect
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def algorithm_page(plugin):
     schema = plugin.schema
     paper = plugin.paper or {}
     lines = [f"# {plugin.name}", schema.get("title", ""), schema.get("description", "")]
+    lines.append(_documented(plugin))
     if paper:
         link = paper.get("url") or f"https://arxiv.org/abs/{paper.get('arxiv')}"
         authors = paper.get("authors", "")
@@ -53,7 +55,7 @@ def algorithm_page(plugin):
         lines.append(f"Paper: {authors} ({paper.get('year')}). [{paper.get('title')}]({link}).")
     lines.append(
         f"Class `{plugin.attribute}`, from `{plugin.distribution}` {plugin.version}; "
-        f"`engine show {plugin.name}` prints the same facts."
+        f"`{_show(plugin)}` prints the same facts."
     )
     entry = schema.get("$defs", {}).get("entry", {})
     arguments = {k: v for k, v in schema["properties"].items() if k != "config_list"}
@@ -67,6 +69,9 @@ def algorithm_page(plugin):
             for name, given in properties.items():
                 rows.append(_row(name, _resolved(given), name in required))
             lines.append("\n".join(rows))
+    if plugin.group == registry.EXTENSIONS:
+        lines += [_extension_example(plugin), "See [extensions](../extensions.md)."]
+        return "\n\n".join(filter(None, lines)) + "\n"
     for example in schema.get("examples", [])[:1]:
         section = {"compressor": plugin.name, **example}
         text = yaml.safe_dump(section, sort_keys=False, default_flow_style=None)
@@ -81,26 +86,55 @@ def algorithm_page(plugin):
     return "\n\n".join(filter(None, lines)) + "\n"
 
 
-def index_page(plugins):
-    """Return the table of all plugins."""
+def index_page(algorithms, extensions):
+    """Return the tables of all plugins."""
+    parts = ["# Algorithms", _table(algorithms), "## Extensions", _table(extensions)]
+    tree = "\n".join(p.name for p in (*algorithms, *extensions))
+    return "\n\n".join([*parts, f"```{{toctree}}\n:hidden:\n\n{tree}\n```"]) + "\n"
+
+
+def _table(plugins):
     rows = ["| name | kind | class | summary |", "|---|---|---|---|"]
     rows += [
         f"| [{p.name}]({p.name}.md) | {p.label} | `{p.attribute}` | {p.summary} |" for p in plugins
     ]
-    tree = "\n".join(p.name for p in plugins)
-    return (
-        "\n\n".join(["# Algorithms", "\n".join(rows), f"```{{toctree}}\n:hidden:\n\n{tree}\n```"])
-        + "\n"
-    )
+    return "\n".join(rows)
 
 
 def write_algorithms(folder):
     """Write the pages of all usable plugins into ``folder``."""
     folder.mkdir(exist_ok=True)
-    plugins = [plugin for plugin in registry.algorithms() if plugin.status == "ok"]
-    for plugin in plugins:
+    algorithms, extensions = (
+        [plugin for plugin in found if plugin.status == "ok"]
+        for found in (registry.algorithms(), registry.extensions())
+    )
+    for plugin in (*algorithms, *extensions):
         (folder / f"{plugin.name}.md").write_text(algorithm_page(plugin), encoding="utf-8")
-    (folder / "index.md").write_text(index_page(plugins), encoding="utf-8")
+    (folder / "index.md").write_text(index_page(algorithms, extensions), encoding="utf-8")
+
+
+def _documented(plugin):
+    """Return what the class's docstring says before its list of arguments, as Markdown."""
+    text = inspect.getdoc(plugin.load()) or ""
+    kept = re.split(r"^(?:Args|Attributes|Raises|Returns):$", text, flags=re.MULTILINE)[0]
+    return kept.replace("``", "`").strip()
+
+
+def _show(plugin):
+    more = " --extension" if plugin.group == registry.EXTENSIONS else ""
+    return f"engine show {plugin.name}{more}"
+
+
+def _extension_example(plugin):
+    example = next(iter(plugin.schema.get("examples", [])), {})
+    named = [{plugin.name: example}] if example else [plugin.name]
+    section = {
+        "compressor": "l1_filter",
+        "config_list": [{"sparsity": 0.5, "op_types": ["Conv2d"]}],
+        "extensions": named,
+    }
+    text = yaml.safe_dump(section, sort_keys=False, default_flow_style=None)
+    return f"## Example\n\n```yaml\n{text}```"
 
 
 def _resolved(given):

@@ -15,11 +15,17 @@ if TYPE_CHECKING:
         PluginError,
         Problem,
     )
-    from engine.experiment import BasicConfig, print_result
+    from engine.experiment import (
+        BasicConfig,
+        experiment_args,
+        print_result,
+        report_model,
+        save_model,
+    )
     from engine.export import apply_masks, load_masks, load_quantized
     from engine.hookspecs import hookimpl
     from engine.pruner import Pruner
-    from engine.quantizer import QuantGrad, Quantizer, QuantType
+    from engine.quantizer import QuantGrad, Quantizer, QuantType, bits_of, quant_types_of
     from engine.report import layer_table
     from engine.schedule import Schedule
     from engine.speedup import load_compressed, save_compressed
@@ -44,7 +50,9 @@ _HOME = {
     "Watcher": "engine.watch",
     "Wrapper": "engine.wrapper",
     "apply_masks": "engine.export",
+    "bits_of": "engine.quantizer",
     "create_compressor": "engine.create",
+    "experiment_args": "engine.experiment",
     "hookimpl": "engine.hookspecs",
     "layer_states": "engine.watch",
     "layer_table": "engine.report",
@@ -52,7 +60,10 @@ _HOME = {
     "load_masks": "engine.export",
     "load_quantized": "engine.export",
     "print_result": "engine.experiment",
+    "quant_types_of": "engine.quantizer",
+    "report_model": "engine.experiment",
     "save_compressed": "engine.speedup",
+    "save_model": "engine.experiment",
     "total_sparsity": "engine.watch",
 }
 
@@ -74,7 +85,9 @@ __all__ = [
     "Watcher",
     "Wrapper",
     "apply_masks",
+    "bits_of",
     "create_compressor",
+    "experiment_args",
     "hookimpl",
     "layer_states",
     "layer_table",
@@ -82,6 +95,7 @@ __all__ = [
     "load_masks",
     "load_quantized",
     "print_result",
+    "quant_types_of",
     "save_compressed",
     "total_sparsity",
 ]

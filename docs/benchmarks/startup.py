@@ -19,6 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = 1000
+#: Distributions with an algorithm each; of so many among them something is broken.
+PLUGINS, BROKEN = 200, 20
+#: What is broken, in turn: no schema, no JSON, another API version, no such module.
+FAULTS = ("lacking", "damaged", "newer", "gone")
 
 CONFIG = """\
 name: ten entries
@@ -59,6 +63,30 @@ def distributions(folder: Path) -> None:
         (info / "entry_points.txt").write_text(f"[console_scripts]\nx{index} = x{index}:main\n")
 
 
+def plugins(folder: Path) -> None:
+    """Install algorithms: metadata, a package, and a schema of the usual size."""
+    schema = (ROOT / "plugins_builtin" / "agp" / "schema.json").read_text()
+    for index in range(PLUGINS):
+        fault = FAULTS[index % len(FAULTS)] if index < BROKEN else ""
+        info = folder / f"plugin_{index}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: plugin-{index}\nVersion: 1.0\n"
+        )
+        entry = f"[engine.algorithms]\nstranger_{index} = plugin_{index}:Pruner\n"
+        (info / "entry_points.txt").write_text(entry)
+        package = folder / f"plugin_{index}"
+        if fault == "gone":
+            continue
+        package.mkdir()
+        (package / "__init__.py").write_text("import torch\n")
+        text = schema.replace('"AGPruner", "AGP_Pruner"', "")
+        if fault != "lacking":
+            text = text[:-20] if fault == "damaged" else text
+            text = text.replace('"api": "1.0"', '"api": "9.0"') if fault == "newer" else text
+            (package / "schema.json").write_text(text)
+
+
 def configurations(folder: Path) -> tuple[str, str]:
     """Return the paths of a valid configuration with ten entries and of one with a mistake."""
     text = CONFIG + "".join(ENTRY.format(index=index) for index in range(10))
@@ -86,8 +114,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python = environment(folder / "environment")
-        many = folder / "many"
+        many, strangers = folder / "many", folder / "strangers"
         distributions(many)
+        plugins(strangers)
         good, bad = configurations(folder)
         listing = CLI.format(arguments=["list-algorithms"])
         cases = {
@@ -96,6 +125,7 @@ def main() -> None:
             "import jsonschema": ("import jsonschema", "", 0),
             "engine list-algorithms": (listing, "", 0),
             f"  with {DISTRIBUTIONS} distributions more": (listing, str(many), 0),
+            f"  with {PLUGINS} plugins, {BROKEN} broken": (listing, str(strangers), 0),
             "engine show level": (CLI.format(arguments=["show", "level"]), "", 0),
             "engine validate, 10 entries": (CLI.format(arguments=["validate", good]), "", 0),
             "  with a mistake": (CLI.format(arguments=["validate", bad]), "", 2),

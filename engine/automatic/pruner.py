@@ -248,6 +248,9 @@ class AutomaticPruner(Schedule):
             raise
         return self.bound_model
 
+    def unfinished(self) -> None:
+        """Nothing is: the search is over when ``compress`` returns."""
+
     def found_config_list(self) -> list[dict[str, Any]]:
         """Return the plan as a ``config_list`` for the pruner inside, one entry per layer."""
         return config_list(self.plan)

@@ -11,6 +11,10 @@ from engine.registry import Plugin
 
 _HEADER = ("NAME", "KIND", "STATUS", "DISTRIBUTION", "VERSION", "SUMMARY")
 _LIMITS = (30, 10, 12, 20, 10, 100)
+_ACTIVATION = """
+none is active unasked: a configuration names it under "extensions", or a pruner's argument of its
+name is true; they take effect in the order of that list, each around those before it, and such an
+argument's first of all"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         for plugin in plugins
     ]
     print(table(_HEADER, rows, _LIMITS))
+    if args.extensions:
+        print(_ACTIVATION)
     unusable = [plugin for plugin in plugins if plugin.reason]
     if unusable:
         print()

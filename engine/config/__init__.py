@@ -10,14 +10,18 @@ from __future__ import annotations
 from engine.config.check import Extension, Settings, check
 from engine.config.document import Document, read
 from engine.config.entries import Composed, check_composed, check_entries
+from engine.config.search import Search, check_search, is_automatic
 
 __all__ = [
     "Composed",
     "Document",
     "Extension",
+    "Search",
     "Settings",
     "check",
     "check_composed",
     "check_entries",
+    "check_search",
+    "is_automatic",
     "read",
 ]

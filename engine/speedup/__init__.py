@@ -2,7 +2,7 @@
 
 from engine.speedup.constants import drop_constants
 from engine.speedup.groups import Block, Member, Slice, channel_blocks
-from engine.speedup.recipe import load_compressed, save_compressed
+from engine.speedup.recipe import is_smaller, load_compressed, save_compressed
 from engine.speedup.records import Rule
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rules import RuleLike
@@ -19,6 +19,7 @@ __all__ = [
     "SpeedupReport",
     "channel_blocks",
     "drop_constants",
+    "is_smaller",
     "load_compressed",
     "save_compressed",
     "speedup",

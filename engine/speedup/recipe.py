@@ -63,6 +63,11 @@ def _is_plain(value: Any) -> bool:
     return type(value) is int
 
 
+def is_smaller(model: nn.Module) -> bool:
+    """Return whether speedup has made ``model`` smaller."""
+    return bool(model.__dict__.get(_KEY))
+
+
 def save_compressed(model: nn.Module, path: PathLike) -> None:
     """Write a model that speedup made smaller: its ``state_dict`` and the recipe for its shapes.
 

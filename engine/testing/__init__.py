@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         PrunerConformance,
         QuantizerConformance,
         ScheduleConformance,
+        SearchConformance,
     )
     from engine.testing.outcome import Check, Result
     from engine.testing.suite import CHECKS, check_plugin
@@ -25,6 +26,7 @@ _HOME = {
     "QuantizerConformance": "engine.testing.conformance",
     "Result": "engine.testing.outcome",
     "ScheduleConformance": "engine.testing.conformance",
+    "SearchConformance": "engine.testing.conformance",
     "check_plugin": "engine.testing.suite",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "QuantizerConformance",
     "Result",
     "ScheduleConformance",
+    "SearchConformance",
     "check_plugin",
 ]
 

@@ -7,12 +7,14 @@ child for each request, which costs some milliseconds (``probe.py``).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from functools import lru_cache
-from typing import Any
+from typing import IO, Any
 
 from engine.testing.outcome import CheckSkippedError
 
@@ -22,32 +24,41 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         CheckSkippedError: this system cannot fork.
-        RuntimeError: the child died before it answered, or took too long.
+        RuntimeError: the child died before it answered, or took too long; the text says what the
+            process behind it printed last, if anything.
     """
     if not hasattr(os, "fork"):
         raise CheckSkippedError("this system cannot fork a process to try it in")
-    process = _probe()
+    process, said = _probe()
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps({**request, "path": sys.path}) + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline().strip()
+    answer = ""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps({**request, "path": sys.path}) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline().strip()
     if not answer:
-        raise RuntimeError("the process that tried it died, or took too long, and gave no answer")
+        said.seek(0)
+        last = said.read().strip().splitlines()[-1:]
+        raise RuntimeError(
+            "the process that tried it died, or took too long, and gave no answer"
+            + "".join(f": {line}" for line in last)
+        )
     found: dict[str, Any] = json.loads(answer)
     return found
 
 
 @lru_cache(maxsize=1)
-def _probe() -> subprocess.Popen[str]:
+def _probe() -> tuple[subprocess.Popen[str], IO[str]]:
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it lives as long as the process)
     code = f"import sys; sys.path[:] = {sys.path!r}; from engine.testing.probe import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=said,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     atexit.register(process.communicate)
-    return process
+    return process, said

@@ -23,6 +23,7 @@ from engine.testing.outcome import (
     PRUNER,
     QUANTIZER,
     SCHEDULE,
+    SEARCH,
     SKIPPED,
     Check,
     Result,
@@ -109,6 +110,12 @@ class ScheduleConformance(Conformance):
     """What everything that wraps a pruner must pass."""
 
     roles = (SCHEDULE,)
+
+
+class SearchConformance(Conformance):
+    """What everything must pass that searches for each layer's sparsity."""
+
+    roles = (SEARCH,)
 
 
 class ExtensionConformance(Conformance):

@@ -34,8 +34,9 @@ def detaching_leaves_the_model_as_found(subject: Subject) -> None:
     compressor = subject.attach(model)
     compressor.unwrap()
     _require_same_face(before, _face(model), "compress() and unwrap()")
-    for name, value in values_of(model).items():
-        require(_same(value, values[name]), f"{name} has other values after unwrap()")
+    if "trainer" not in subject.user_functions():  # else compress() trains
+        for name, value in values_of(model).items():
+            require(_same(value, values[name]), f"{name} has other values after unwrap()")
     compressor = subject.at_rest(model)
     compressor.unwrap()
     _require_same_face(before, _face(model), "training and unwrap()")

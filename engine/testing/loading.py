@@ -13,6 +13,7 @@ from engine.testing.outcome import (
     PRUNER,
     QUANTIZER,
     SCHEDULE,
+    SEARCH,
     CheckSkippedError,
     check,
     require,
@@ -23,6 +24,7 @@ _BASES: dict[str, type[Compressor]] = {
     PRUNER: Pruner,
     QUANTIZER: Quantizer,
     SCHEDULE: Pruner,
+    SEARCH: Pruner,
 }
 #: An import may cost this share of importing torch itself.
 _SHARE = 0.1
@@ -60,6 +62,6 @@ def its_class_is_of_its_kind(subject: Subject) -> None:
     base = _BASES[role]
     require(issubclass(cls, base), f"{cls.__name__} is no subclass of engine.{base.__name__}")
     require(
-        role == SCHEDULE or not issubclass(cls, Schedule),
-        f'{cls.__name__} is a schedule: x-engine.role must be "schedule"',
+        role in (SCHEDULE, SEARCH) or not issubclass(cls, Schedule),
+        f'{cls.__name__} is a schedule: x-engine.role must be "{SCHEDULE}" or "{SEARCH}"',
     )

@@ -31,9 +31,10 @@ UNEXPECTED = "unexpected pass"
 #: Outcomes that are findings: ``engine check`` ends with exit code 1, a test fails.
 BAD = frozenset((FAILED, UNEXPECTED))
 
-PRUNER, QUANTIZER, SCHEDULE = "pruner", "quantizer", "schedule"
+PRUNER, QUANTIZER = "pruner", "quantizer"
+SCHEDULE, SEARCH = "schedule", "search"
 WATCHER, CONSTRAINT = "watcher", "constraint"
-ALGORITHM_ROLES = (PRUNER, QUANTIZER, SCHEDULE)
+ALGORITHM_ROLES = (PRUNER, QUANTIZER, SCHEDULE, SEARCH)
 EXTENSION_ROLES = (WATCHER, CONSTRAINT)
 ROLES = (*ALGORITHM_ROLES, *EXTENSION_ROLES)
 

@@ -21,6 +21,7 @@ from engine.testing.outcome import (
     PRUNER,
     QUANTIZER,
     SCHEDULE,
+    SEARCH,
     CheckSkippedError,
     check,
     require,
@@ -33,14 +34,12 @@ _STEPS_PER_ROUND = 4
 _ROUNDS = 7
 
 
-@check(PRUNER, SCHEDULE)
+@check(PRUNER, SCHEDULE, SEARCH)
 def speedup_is_exact(subject: Subject) -> str:
     """apply_speedup() gives a model with the masked model's outputs."""
     model = subject.model().double()
     compressor = subject.at_rest(model)
     assert isinstance(compressor, Pruner)
-    if compressor.straight_through:
-        raise CheckSkippedError("soft masks keep dense weights beneath them: nothing is removed")
     x = subject.inputs(99, model)
     with torch.no_grad():
         expected = model.eval()(*x)
@@ -55,7 +54,7 @@ def speedup_is_exact(subject: Subject) -> str:
     return f"{before} parameters, then {sum(p.numel() for p in smaller.parameters())}"
 
 
-@check(PRUNER, SCHEDULE)
+@check(PRUNER, SCHEDULE, SEARCH)
 def exported_files_give_the_same_outputs(subject: Subject) -> None:
     """The files of export_model(), loaded into a fresh model, compute what the masked one does."""
     model = subject.model()
@@ -122,7 +121,7 @@ def onnx_gives_the_same_outputs(subject: Subject) -> None:
     require(error < 1e-4, f"outputs differ by up to {error:.2g}")
 
 
-@check(*ALGORITHM_ROLES)
+@check(PRUNER, QUANTIZER, SCHEDULE)
 def a_step_is_not_much_dearer(subject: Subject) -> str:
     """A training step of a tiny network costs less than 20 bare ones; how much is reported."""
     bare, own = perceptron(), perceptron()

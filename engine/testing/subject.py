@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -44,7 +44,7 @@ class Subject:
 
     @property
     def role(self) -> str:
-        """The plugin's label: pruner, quantizer, schedule, watcher or constraint."""
+        """The plugin's label: pruner, quantizer, schedule, search, watcher or constraint."""
         return self.plugin.label
 
     @property
@@ -90,30 +90,57 @@ class Subject:
         base: Plugin | None = None,
         extensions: Sequence[object] = (),
         settings: Settings | None = None,
+        without: Collection[str] = (),
     ) -> Compressor:
         """Return the algorithm, attached to ``model``.
 
         Args:
             model: from :meth:`model`, or another.
-            optimizer: the optimizer that will train it.
+            optimizer: the optimizer that will train it; a trainer gets one in any case.
             sparsity: the fraction that is asked for in the end.
             base: the pruner inside a schedule; by default the schema's.
             extensions: extension instances.
             settings: other settings than :func:`settings_for` gives.
+            without: names of :meth:`user_functions` that it does not get.
         """
         settings = dict(settings or settings_for(self.plugin, sparsity, base))
         entries = settings.pop("config_list")
+        functions = {k: v for k, v in self.user_functions().items() if k not in without}
+        if "trainer" in functions and optimizer is None:
+            optimizer = make_optimizer(model)
         compressor: Compressor = self.cls(
             model,
             entries,
             optimizer,
             extensions=extensions,
             dummy_input=self.inputs(like=model),
+            **functions,
             **settings,
         )
         compressor.compress()
         _attached.append(compressor)
         return compressor
+
+    def user_functions(self) -> dict[str, Any]:
+        """Return what a search asks its user for, as far as ``runtime_arguments`` names it.
+
+        ``evaluator`` is the negative loss of one batch, ``trainer`` takes some steps; both depend
+        on the model and the epoch alone.
+        """
+
+        @torch.no_grad()
+        def evaluator(model: nn.Module) -> float:
+            training = model.training
+            loss = loss_of(model.eval()(*self.inputs(99, model)))
+            model.train(training)
+            return -float(loss)
+
+        def trainer(model: nn.Module, optimizer: Optimizer, epoch: int) -> None:
+            for batch in range(_BATCHES):
+                self._step(model, model, optimizer, 1000 * epoch + batch)
+
+        offered = {"evaluator": evaluator, "trainer": trainer}
+        return {name: offered[name] for name in self.plugin.runtime_arguments if name in offered}
 
     def extension(self) -> object:
         """Return an instance of an extension, its arguments from its schema's first example."""
@@ -152,12 +179,16 @@ class Subject:
             else:
                 start()
             for batch in range(batches):
-                place = 1000 * number + batch
-                torch.manual_seed(place)
                 model = compressor.bound_model
-                optimizer.zero_grad()
-                loss_of((forward or model)(*self.inputs(place, model))).backward()
-                optimizer.step()
+                self._step(forward or model, model, optimizer, 1000 * number + batch)
+
+    def _step(
+        self, forward: Callable[..., Any], model: nn.Module, optimizer: Optimizer, place: int
+    ) -> None:
+        torch.manual_seed(place)
+        optimizer.zero_grad()
+        loss_of(forward(*self.inputs(place, model))).backward()
+        optimizer.step()
 
     def at_rest(
         self,

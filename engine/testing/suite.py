@@ -19,6 +19,7 @@ _MODULES = (
     "masks",
     "quantized",
     "lifecycle",
+    "searching",
     "composition",
     "extensions",
     "results",

@@ -56,6 +56,10 @@ class LotteryTicketPruner(Schedule):
         """Return the rounds, the dense one included."""
         return range(self.rounds + 1)
 
+    def unfinished(self) -> str | None:
+        """Return whether no round has begun."""
+        return None if self.round >= 0 else "prune_iteration_start was never called"
+
     def update_epoch(self, epoch: int) -> None:
         """Keep the weights of ``rewind_epoch``, at its beginning in the dense round."""
         if self.reset_weights and self.round <= 0 and 0 < epoch == self.rewind_epoch:

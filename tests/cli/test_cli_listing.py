@@ -61,7 +61,7 @@ def test_extensions_have_a_table_of_their_own(run, site):
     facts = with_facts(kind="any", role="watcher")
     site.plugin("bars", "bars", group="extensions", schema=facts)
     listed = [line.split() for line in run("list-algorithms", "--extensions")[1].splitlines()]
-    assert [row[0] for row in listed[1:]] == [
+    assert [row[0] for row in listed[1 : listed.index([])]] == [
         "bars",
         "channel_rounding",
         "dependency_aware",

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from engine import Pruner, Quantizer, Schedule, hookimpl
+from engine import EngineError, Pruner, Quantizer, Schedule, hookimpl
 from engine.pruning import FilterPruner, prune_count, smallest_removed
 
 
@@ -302,6 +302,28 @@ class NeverArrives(Schedule):
     @hookimpl(wrapper=True)
     def sparsity(self, wrapper, epoch):
         return (yield) / 2
+
+
+class FindsNothing(Schedule):
+    """A search that decides upon nothing."""
+
+    def __init__(self, *args, evaluator=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.evaluator = evaluator
+
+    @hookimpl(wrapper=True)
+    def sparsity(self, wrapper, epoch):
+        yield
+        return 0.0
+
+
+class AsksTooLate(FindsNothing):
+    def compress(self):
+        model = super().compress()
+        model.stem.weight.data.mul_(2)
+        if self.evaluator is None:
+            raise EngineError("an evaluator is needed")
+        return model
 
 
 class DisturbsTraining:

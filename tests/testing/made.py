@@ -12,6 +12,7 @@ _EPOCHS = {"description": "How long", "type": "integer", "default": 2, "x-unit":
 
 _ENTRIES = {
     "pruner": {"sparsity": {"$ref": f"{_SHARED}sparsity"}},
+    "search": {"sparsity": {"$ref": f"{_SHARED}sparsity"}},
     "quantizer": {
         "quant_types": {
             "$ref": f"{_SHARED}quant_types",
@@ -26,6 +27,7 @@ _ENTRIES = {
 }
 _EXAMPLES = {
     "pruner": {"sparsity": 0.5},
+    "search": {"sparsity": 0.5},
     "quantizer": {"quant_types": ["weight"], "quant_bits": 3},
     "schedule": {"final_sparsity": 0.5},
 }
@@ -52,8 +54,10 @@ def schema_of(role, **check):
     }
     if role not in _ENTRIES:
         return {**schema, "x-engine": {**facts, "role": role, "kind": "any"}}
-    if role == "schedule":
-        facts.update(role="schedule", base_argument="pruning_algorithm")
+    if role == "search":
+        facts["runtime_arguments"] = {"evaluator": "says how good a model is"}
+    if role in ("schedule", "search"):
+        facts.update(role=role, base_argument="pruning_algorithm")
         properties["pruning_algorithm"] = {
             "description": "The pruner inside",
             "type": "string",

@@ -391,3 +391,16 @@ def test_the_command_line_shows_no_traceback_for_any_of_them(site, capsys, tmp_p
     errors = capsys.readouterr().err
     assert errors.startswith("made (made-for-tests 1.0) cannot be imported\n  ValueError: never\n")
     assert "Traceback" not in errors
+
+
+def test_a_model_is_unpickled_although_some_other_plugin_is_broken(site):
+    """What is pickled with a model must not lead to the registry, which holds every fault."""
+    import pickle
+
+    site.plugin("unusable", "broken-plugin", schema=None)
+    assert any(plugin.status == "broken" for plugin in registry.algorithms())
+    model = mlp(4, 3)
+    NaiveQuantizer(model, EIGHT_BITS).compress()
+    again = pickle.loads(pickle.dumps(model))
+    x = torch.randn(2, 4)
+    assert torch.equal(again(x), model(x))

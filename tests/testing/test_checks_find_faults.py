@@ -48,6 +48,13 @@ SCHEDULES = {
     "sparsity_never_falls": ("NeverArrives", "0.75 was asked, the sparsities were"),
     "it_drives_every_pruner": ("NeverArrives", "a fraction of 0.5 was asked"),
 }
+SEARCHES = {
+    "the_search_reaches_what_was_asked": ("FindsNothing", "nothing is removed"),
+    "what_it_needs_is_asked_for_at_once": (
+        "AsksTooLate",
+        "stem.weight has changed before it was refused",
+    ),
+}
 WATCHERS = {
     "it_works_with_every_algorithm": ("FailsWithQuantizers", "with .*: masks are expected"),
     "watching_changes_nothing": ("DisturbsTraining", "is trained otherwise under"),
@@ -64,6 +71,7 @@ CASES = [
         ("pruner", PRUNERS),
         ("quantizer", QUANTIZERS),
         ("schedule", SCHEDULES),
+        ("search", SEARCHES),
         ("watcher", WATCHERS),
         ("constraint", CONSTRAINTS),
     )

@@ -11,12 +11,14 @@ from engine.testing import (
     PrunerConformance,
     QuantizerConformance,
     ScheduleConformance,
+    SearchConformance,
 )
 
 CLASSES = {
     PrunerConformance: {"pruner"},
     QuantizerConformance: {"quantizer"},
     ScheduleConformance: {"schedule"},
+    SearchConformance: {"search"},
     ExtensionConformance: {"watcher", "constraint"},
 }
 
