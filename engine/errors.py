@@ -18,6 +18,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_lower[matches[0]] if matches else None
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with control characters written out: a terminal shall not obey a file."""
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with a configuration.
 

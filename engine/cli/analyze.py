@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one analysis; conflicts that were found give exit code 1."""
-    from engine.cli.dry_run import build
+    from engine.model_factory import build
 
     model = build(args.model)
     if args.state_dict is not None:
@@ -156,7 +156,7 @@ def _conflicts(subject: _Subject, args: argparse.Namespace) -> int:
 
 def _latency(subject: _Subject, args: argparse.Namespace) -> int:
     from engine.analysis import compare_latency, measure_latency, model_size
-    from engine.cli.dry_run import build
+    from engine.model_factory import build
 
     model, inputs = subject
     if args.against is None:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.cli.table import table
 from engine.config import Settings
-from engine.errors import EngineError, nearest
-
-if TYPE_CHECKING:
-    from torch import nn
+from engine.model_factory import build
 
 _HEADER = ("LAYER", "TYPE", "SHAPE", "ENTRY", "GETS")
 _LIMITS = (40, 20, 20, 5, 60)
@@ -54,39 +48,6 @@ def layers(settings: Settings, target: str) -> list[str]:
             )
         )
     return [f"{len(chosen)} of {len(rows)} layers:", table(_HEADER, rows, _LIMITS)]
-
-
-def build(target: str) -> nn.Module:
-    """Return the model that ``module:factory`` makes; see :func:`layers`."""
-    module_name, colon, factory_name = target.partition(":")
-    if not (module_name and colon and factory_name):
-        raise EngineError(f'--model needs module:factory, such as my_net:build, got "{target}"')
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        # Whatever the user's module raises while it is imported.
-        raise EngineError(
-            f'--model: the module "{module_name}" cannot be imported: '
-            f"{type(error).__name__}: {error}"
-        ) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        near = nearest(factory_name, vars(module))
-        hint = f'\n  did you mean "{near}"?' if near else ""
-        raise EngineError(f'--model: {module_name} has no function "{factory_name}"{hint}')
-    try:
-        model = factory()
-    except (Exception, SystemExit) as error:
-        raise EngineError(f"--model: {target} failed: {type(error).__name__}: {error}") from error
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise EngineError(
-            f"--model: {target} returned a {type(model).__name__}, an nn.Module is needed"
-        )
-    return model
 
 
 def _settings(entry: dict[str, Any]) -> dict[str, Any]:

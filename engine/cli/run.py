@@ -1,14 +1,17 @@
-"""``engine run FILE``: a one-time experiment."""
+"""``engine run FILE``: an experiment, one-time or automatic."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import time
 
 from engine.cli import validate
-from engine.experiment.one_time import read_experiment, run_once
+from engine.errors import EngineError, printable
+from engine.experiment import Experiment, read_experiment
+from engine.experiment.one_time import run_once
 
 #: Seconds between two updates of the line that says that the script is still running.
 _PAUSE = 0.5
@@ -17,19 +20,39 @@ _PAUSE = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="an experiment, YAML or JSON")
-    parser.add_argument("--quiet", action="store_true", help="do not show what the script prints")
+    parser.add_argument(
+        "--automatic",
+        action="store_true",
+        help="demand an automatic experiment; a file with a search space is one without it, too",
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="an Optuna storage that runners on several machines share, such as postgresql://...",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="do not show what a script prints, nor a live table"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the file, run its script with it, and say what became of it."""
-    validate.read(args.file)
-    experiment = read_experiment(args.file)
-    print(f"{experiment.name}: {' '.join(experiment.command)}", file=sys.stderr)
-    # Ended from outside, the runner ends its script, too.
+    document = validate.read_document(args.file)
+    experiment = read_experiment(document, automatic=args.automatic or None)
+    # Ended from outside, the runner ends its scripts, too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
-    progress = _Progress(enabled=args.quiet and sys.stderr.isatty())
-    outcome = run_once(experiment, echo=progress if args.quiet else _echo)
+    if experiment.search is not None:
+        return _search(experiment, args.storage, quiet=args.quiet)
+    if args.storage is not None:
+        raise EngineError("--storage is for automatic experiments; this one runs once")
+    return _once(experiment, quiet=args.quiet)
+
+
+def _once(experiment: Experiment, *, quiet: bool) -> int:
+    print(printable(f"{experiment.name}: {' '.join(experiment.command)}"), file=sys.stderr)
+    progress = _Progress(enabled=quiet and sys.stderr.isatty())
+    outcome = run_once(experiment, echo=progress if quiet else _echo, ask=_ask)
     progress.end()
     print(f"output: {outcome.output}", file=sys.stderr)
     if not outcome.succeeded:
@@ -39,6 +62,43 @@ def run(args: argparse.Namespace) -> int:
     numbers = ", ".join(f"{number:g}" for number in outcome.result)
     print(f"job {outcome.job} finished in {outcome.seconds:.0f} s: result {numbers}")
     return 0
+
+
+def _search(experiment: Experiment, storage: str | None, *, quiet: bool) -> int:
+    from engine.cli.search_view import shown, view_for_terminal
+    from engine.search.runner import Runner
+
+    view = view_for_terminal(plain=quiet or experiment.resource == "passive")
+    runner = Runner(experiment, view, storage=storage, ask=_ask)
+    try:
+        best = runner.run()
+    except (KeyboardInterrupt, SystemExit):
+        print("stopped; engine run goes on from here", file=sys.stderr)
+        raise
+    finally:
+        view.end()
+    if not best:
+        print(f"no trial has finished; the output of each is in {shown(runner.folder.root)}/jobs")
+        return 1
+    numbers = ", ".join(f"{number:g}" for number in best[0].values)
+    if len(best) == 1:
+        print(f"best: trial {best[0].number}, result {numbers}")
+    else:
+        print(f"{len(best)} trials that no other one beats; the first: {numbers}")
+    for name, stored in best[0].params.items():
+        value = next(p.value(stored) for p in runner.plan.parameters if p.name == name)
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        print(printable(f"  {name}: {text}"))
+    print(f"as a one-time experiment: {shown(runner.folder.best)}")
+    print(f"report: engine report {shlex.quote(shown(runner.folder.root))}")
+    return 0
+
+
+def _ask(prompt: str) -> str:
+    try:
+        return input(prompt)
+    except EOFError:
+        raise EngineError("nobody types a result") from None
 
 
 def _stop(number: int, frame: object) -> None:
@@ -64,7 +124,7 @@ class _Progress:
         if self._enabled and now - self._shown > _PAUSE:
             self._shown = now
             text = f"{now - self._started:.0f} s, {self._lines} lines: {line.strip()[:60]}"
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{printable(text)}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Take the line away."""

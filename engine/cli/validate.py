@@ -8,7 +8,9 @@ import warnings
 from typing import Any
 
 from engine import config
-from engine.config import Settings, schema
+from engine.config import Document, Search, Settings, schema
+from engine.errors import EngineError, printable
+from engine.experiment import read_experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,23 +25,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the file means. ConfigError, which lists the problems, when it is wrong."""
-    settings = read(args.file)
-    print("\n".join(confirmation(settings)))
+    document = read_document(args.file)
+    search = None
+    if is_experiment(document):
+        experiment = read_experiment(document)
+        settings, search = experiment.settings, experiment.search
+    elif config.is_automatic(document):
+        search = config.check_search(document)
+        settings = search.settings
+    else:
+        settings = config.check(document)
+    lines = confirmation(settings) if search is None else searched(search)
+    print(printable("\n".join(lines)))
     if args.model is not None:
+        if search is not None:
+            raise EngineError("--model shows a one-time experiment; this one is automatic")
         from engine.cli import dry_run  # imports torch
 
         print("\n".join(["", *dry_run.layers(settings, args.model)]))
     return 0
 
 
-def read(path: str) -> Settings:
-    """Return what a file means; notices that it is of an old format go to stderr."""
+def read_document(path: str) -> Document:
+    """Return what a file holds; notices that it is of an old format go to stderr."""
     with warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always", DeprecationWarning)
-        settings = config.check(path)
+        document = config.read(path)
     for notice in notices:
-        print(f"note: {notice.message}", file=sys.stderr)
-    return settings
+        print(printable(f"note: {notice.message}"), file=sys.stderr)
+    return document
 
 
 def confirmation(settings: Settings) -> list[str]:
@@ -57,6 +71,30 @@ def confirmation(settings: Settings) -> list[str]:
         if not shown.get("exclude"):
             shown.pop("exclude", None)
         lines.append(f"  entry {index}: {_words(shown)}")
+    return lines
+
+
+def is_experiment(document: Document) -> bool:
+    """Return whether a file says what is run, not only what is done to a model."""
+    keys = {"script", "resource"}
+    return isinstance(document.data, dict) and bool(keys & document.data.keys())
+
+
+def searched(search: Search) -> list[str]:
+    """Return what an automatic experiment was understood to search, in a few lines."""
+    settings = search.settings
+    name = settings.plugin.name
+    if settings.base_plugin is not None:
+        name += f" around {settings.base_plugin.name}"
+    places = len(search.spaces)
+    lines = [
+        f"{settings.document.source}: ok",
+        f"  automatic {settings.kind} by {name}",
+        f"  {', '.join(search.directions)} by {search.proposer}, "
+        f"{places} search space{'s' if places != 1 else ''}",
+    ]
+    for pointer, space in search.spaces.items():
+        lines.append(f"  {pointer}: {_word(space.as_dict())}")
     return lines
 
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engine.config import fill, schema
+from engine.config import fill, schema, space
 from engine.config.choose import choose, errors, fail, look_up
 from engine.config.document import Document, read
 from engine.config.messages import Found, Words
 from engine.config.plain import escape, show
 from engine.config.schema import Schema
-from engine.errors import ConfigError
+from engine.errors import ConfigError, nearest
 from engine.registry import EXTENSIONS, Plugin
 
 
@@ -78,10 +78,15 @@ def check(source: str | os.PathLike[str] | Mapping[str, Any] | Document) -> Sett
     document = read(source)
     found: list[Found] = []
     pointer, section = _section(document, found)
+    _one_value_each(section, pointer, document)
+    section = without_flags(section)
     fixed = schema.shared_definition("section")
     plugin = look_up(section.get("compressor"), found, f"{pointer}/compressor")
     kind = plugin.kind if plugin is not None else ""
     if plugin is None:
+        meant = _misspelt_compressor(section, fixed, found, pointer)
+        if meant is not None:
+            section = {**section, "compressor": meant}
         extensions = _extensions(section, kind, found, pointer)
         found += Words(None).found(errors(fixed, section), pointer)
         fail(found, document)
@@ -111,6 +116,46 @@ def check(source: str | os.PathLike[str] | Mapping[str, Any] | Document) -> Sett
     )
 
 
+def without_flags(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section whose entries have no ``expand_op_names``: it is for the search alone."""
+    entries = section.get("config_list")
+    if not isinstance(entries, list):
+        return section
+    kept = [
+        {key: value for key, value in entry.items() if key != "expand_op_names"}
+        if isinstance(entry, dict) and isinstance(entry.get("expand_op_names"), bool)
+        else entry
+        for entry in entries
+    ]
+    return {**section, "config_list": kept}
+
+
+def _one_value_each(section: dict[str, Any], pointer: str, document: Document) -> None:
+    """Raise ConfigError where a search space stands: only an automatic experiment has them."""
+    allowed = "engine run searches it; one configuration has one value here"
+    found = [
+        Found(place, "a search space stands here, a value is needed", allowed)
+        for place, _ in space.find(section, pointer)
+    ]
+    if found:
+        fail(found, document)
+
+
+def _misspelt_compressor(
+    section: dict[str, Any], fixed: Schema, found: list[Found], pointer: str
+) -> Any:
+    """Return the value under a key that looks like ``compressor``, reported in ``found``."""
+    if "compressor" in section:
+        return None
+    unknown = [key for key in section if key not in fixed["properties"]]
+    near = nearest("compressor", unknown)
+    if near is None:
+        return None
+    allowed = f"a configuration needs: {', '.join(fixed['required'])}"
+    found.append(Found(f"{pointer}/{escape(near)}", f'unknown key "{near}"', allowed, "compressor"))
+    return section[near]
+
+
 def _section(document: Document, found: list[Found]) -> tuple[str, dict[str, Any]]:
     """Return the compression section and its pointer, having checked what is around it."""
     data = document.data
@@ -120,7 +165,8 @@ def _section(document: Document, found: list[Found]) -> tuple[str, dict[str, Any
             [document.problem("a list alone names no algorithm", "", allowed)], document.source
         )
     keys = schema.shared_definition("section")["properties"].keys()
-    if "compression" not in data and keys & data.keys():
+    alone = nearest("compressor", data) is not None and not {"name", "script"} & data.keys()
+    if "compression" not in data and (keys & data.keys() or alone):
         return "", data
     experiment = schema.shared_definition("experiment")
     found += Words(None, "an experiment").found(errors(experiment, data))

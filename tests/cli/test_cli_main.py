@@ -47,7 +47,7 @@ def test_an_interruption_is_no_traceback(run, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(config, "check", interrupted)
+    monkeypatch.setattr(config, "read", interrupted)
     assert run("validate", "c.yaml") == (130, "", "interrupted\n")
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from engine import BasicConfig, ConfigError, EngineError, print_result
 from engine.cli import main
-from engine.experiment import result_in
-from engine.experiment.one_time import read_experiment, run_once
+from engine.experiment import read_experiment, result_in
+from engine.experiment.one_time import run_once
 
 SECTION = {
     "framework": "torch",
@@ -191,3 +191,62 @@ def test_basic_config_reads_yaml_and_writes_json_whole(tmp_path: Path) -> None:
 def test_basic_config_names_the_nearest_key() -> None:
     with pytest.raises(AttributeError, match="did you mean 'compressor'"):
         _ = BasicConfig(compressor="level").compresor
+
+
+@pytest.mark.parametrize("value", [float("inf"), [1, float("-inf")]])
+def test_print_result_refuses_what_is_not_finite(value: Any) -> None:
+    with pytest.raises(EngineError, match="finite"):
+        print_result(value)
+
+
+def test_a_result_that_is_not_finite_has_failed_and_the_record_is_json(tmp_path: Path) -> None:
+    outcome = run_once(read_experiment(experiment(tmp_path, "print('#Auptimizer:inf')\n")))
+    assert outcome.status == "failed: the result is not finite: inf"
+    record = json.loads((tmp_path / "jobs" / "0.result.json").read_text())
+    assert record["result"] is None
+
+
+def test_a_process_that_the_script_leaves_behind_keeps_nobody_waiting(tmp_path: Path) -> None:
+    script = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print('child', child.pid, flush=True)\n" + REPORT
+    )
+    begun = time.monotonic()
+    outcome = run_once(read_experiment(experiment(tmp_path, script)))
+    assert outcome.succeeded
+    assert time.monotonic() - begun < 30
+    pid = int(outcome.output.read_text().split()[1])
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_lines_are_echoed_as_they_come_and_bytes_that_are_no_text_are_replaced(
+    tmp_path: Path,
+) -> None:
+    script = "sys.stdout.buffer.write(b'a\\xff\\nno newline at the end'); sys.stdout.flush()\n"
+    seen: list[str] = []
+    run_once(read_experiment(experiment(tmp_path, script)), echo=seen.append)
+    assert seen == ["a�\n", "no newline at the end"]
+
+
+def test_a_relative_export_goes_into_the_jobs_models(tmp_path: Path) -> None:
+    script = "import os; print(os.environ['ENGINE_MODEL_FOLDER'])\n" + REPORT
+    outcome = run_once(read_experiment(experiment(tmp_path, script)))
+    assert str(tmp_path / "models" / "0") in outcome.output.read_text()
+
+
+def test_passive_without_anybody_who_types_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: (_ for _ in ()).throw(EOFError))
+    assert main(["run", str(experiment(tmp_path, "", resource="passive"))]) == 2
+    assert "nobody types a result" in capsys.readouterr().err
+
+
+def test_a_file_may_say_how_entries_are_searched_without_being_searched(tmp_path: Path) -> None:
+    entry = {"op_names": ["a"], "sparsity": 0.5, "expand_op_names": False}
+    section = {"compressor": "level", "config_list": [entry]}
+    checked = read_experiment(experiment(tmp_path, REPORT, compression=section))
+    assert checked.search is None
+    assert checked.section["config_list"] == [{"op_names": ["a"], "sparsity": 0.5}]

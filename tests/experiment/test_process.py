@@ -1,0 +1,103 @@
+"""A script under its guard: what is known of its end, and that nothing outlives the guard."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.experiment.process import Ended, Script, environment_of, read_exit
+
+
+def script(folder: Path, code: str) -> Script:
+    command = [sys.executable, "-S", "-c", f"import os, sys, time\n{code}"]
+    return Script(command, folder, dict(os.environ), folder / "out", folder / "exit")
+
+
+def gone(process: int) -> bool:
+    state = Path(f"/proc/{process}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def end_of(running: Script) -> Ended:
+    deadline = time.monotonic() + 30
+    while (ended := running.poll()) is None:
+        assert time.monotonic() < deadline
+        running.wait(0.05)
+    running.close()
+    return ended
+
+
+def printed(running: Script) -> str:
+    """Return the first line, waiting for it."""
+    deadline = time.monotonic() + 30
+    while not (lines := running.lines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return lines[0]
+
+
+@pytest.mark.parametrize(("code", "number"), [("pass", 0), ("sys.exit(7)", 7)])
+def test_the_exit_code_is_kept_in_a_file(tmp_path: Path, code: str, number: int) -> None:
+    assert end_of(script(tmp_path, code)) == Ended(number)
+    assert read_exit(tmp_path / "exit") == Ended(number)
+
+
+def test_a_signal_is_a_negative_code(tmp_path: Path) -> None:
+    assert end_of(script(tmp_path, "os.kill(os.getpid(), 9)")) == Ended(-signal.SIGKILL)
+
+
+def test_a_guard_that_is_killed_takes_the_script_along(tmp_path: Path) -> None:
+    running = script(tmp_path, "print(os.getpid(), os.getppid(), flush=True)\ntime.sleep(60)")
+    process, guard = map(int, printed(running).split())
+    os.kill(guard, signal.SIGKILL)
+    assert end_of(running) == Ended(-signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while not gone(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (tmp_path / "exit").exists()
+
+
+def test_a_script_that_is_stopped_may_tidy_up(tmp_path: Path) -> None:
+    code = (
+        "import signal\n"
+        "def tidy(*_): open('tidied', 'w'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, tidy)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    running = script(tmp_path, code)
+    printed(running)
+    running.stop()
+    running.close()
+    assert (tmp_path / "tidied").exists()
+    assert not (tmp_path / "exit").exists(), "its end was not its own"
+
+
+def test_half_a_line_waits_for_the_rest(tmp_path: Path) -> None:
+    running = script(tmp_path, "print('one', flush=True); print('tw', end='', flush=True)")
+    assert printed(running) == "one\n"
+    end_of(running)
+    again = script(tmp_path, "print('one'); print('tw', end='')")
+    while again.poll() is None:
+        again.wait(0.05)
+    assert again.lines() == ["one\n"]
+    assert again.lines(rest=True) == ["tw"]
+    again.close()
+
+
+def test_a_damaged_exit_file_says_nothing(tmp_path: Path) -> None:
+    for text in ("", "{", "[]", '{"code": null}', '{"code": "x"}'):
+        (tmp_path / "exit").write_text(text)
+        assert read_exit(tmp_path / "exit") is None
+
+
+def test_the_users_variables_win_over_the_engines() -> None:
+    found = environment_of("cpu", {"CUDA_VISIBLE_DEVICES": "1", "A": "b"}, {"A": "job", "C": "d"})
+    assert (found["CUDA_VISIBLE_DEVICES"], found["A"], found["C"]) == ("1", "b", "d")
+    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
