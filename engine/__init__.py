@@ -96,7 +96,9 @@ __all__ = [
     "load_quantized",
     "print_result",
     "quant_types_of",
+    "report_model",
     "save_compressed",
+    "save_model",
     "total_sparsity",
 ]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from engine.analysis.example import State
 from engine.analysis.plot import plot_lines
@@ -16,6 +16,7 @@ from engine.analysis.table import write_csv
 from engine.checkpoint import load_model
 from engine.errors import EngineError, nearest
 from engine.files import PathLike
+from engine.metric import number
 from engine.pruner import Pruner
 
 #: When to stop with a layer: the metric, the value given and the metric of the model as it is.
@@ -129,14 +130,14 @@ class SensitivityAnalysis:
 
         if self._progress.base is None:
             try:
-                self._progress.set_base(_number(value(), "the model as it is"))
+                self._progress.set_base(number(value(), "val_func", "the model as it is"))
             finally:
                 state.restore()
         for layer in layers:
             for sparsity in self.sparsities:
                 if sparsity not in self._progress.layers.get(layer, {}):
                     with pruning.pruned(layer, sparsity, state, value):
-                        metric = _number(value(), f"{layer} at sparsity {sparsity:g}")
+                        metric = number(value(), "val_func", f"{layer} at sparsity {sparsity:g}")
                     self._progress.add(layer, sparsity, metric)
                 if self._stops(self._progress.layers[layer][sparsity]):
                     break
@@ -215,16 +216,3 @@ def _checked_stop(mode: str | None, value: float | None) -> str | None:
     if value is not None and (not isinstance(value, int | float) or math.isnan(value)):
         raise EngineError(f"early_stop_value is a number, got {value!r}")
     return mode
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        plain = value.detach() if isinstance(value, Tensor) else value
-        number = math.nan if isinstance(plain, str) else float(plain)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if math.isnan(number):
-        raise EngineError(
-            f"val_func must return a number that is not NaN, for {where} it returned {value!r}"
-        )
-    return number

@@ -1,6 +1,6 @@
 """What pruners are built from that search each layer's sparsity: trials, costs, progress."""
 
-from engine.automatic.admm import AlternatingDirections
+from engine.automatic.admm import ADMMSearch, AlternatingDirections
 from engine.automatic.annealing import anneal
 from engine.automatic.cost import Cost, Unit
 from engine.automatic.fitting import fit
@@ -8,6 +8,7 @@ from engine.automatic.journal import Trial
 from engine.automatic.pruner import Attempt, AutomaticPruner, Plan
 
 __all__ = [
+    "ADMMSearch",
     "AlternatingDirections",
     "Attempt",
     "AutomaticPruner",

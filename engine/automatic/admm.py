@@ -8,13 +8,13 @@ weights of the asked sparsity and infinite for others.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from engine.automatic.pruner import AutomaticPruner
+from engine.automatic.pruner import AutomaticPruner
 
 
 class AlternatingDirections:
@@ -71,3 +71,57 @@ class AlternatingDirections:
     def _projected(self) -> dict[str, Tensor]:
         shifted = {w.name: w.weight.detach() + self._u[w.name] for w in self._wrappers}
         return self._pruner.masked(shifted, self._plan)
+
+
+class ADMMSearch(AutomaticPruner):
+    """Base of searches that train the weights towards a plan before they mask."""
+
+    needs_trainer = True
+    _admm: AlternatingDirections | None = None
+
+    def train_towards(
+        self,
+        plan: Mapping[str, float],
+        iterations: int,
+        epochs: int,
+        rho: float,
+        *,
+        growth: float = 1.0,
+        label: str = "",
+    ) -> None:
+        """Alternate between training with the penalty and projecting, then mask.
+
+        Args:
+            plan: sparsity by unit.
+            iterations: how many projections.
+            epochs: epochs of training before each of them.
+            rho: weight of the penalty.
+            growth: factor by which it rises from one projection to the next.
+            label: what progress is called.
+        """
+        self._admm = AlternatingDirections(self, plan, rho)
+        for number in range(iterations):
+            self.once(partial(self._iterate, number, epochs, rho * growth**number, label))
+        self._admm = None
+        self.once(partial(self.set_plan, plan))
+
+    def before_step(self) -> None:
+        """Add the penalty's gradient; the loss stays the trainer's own."""
+        if self._admm is not None:
+            self._admm.add_penalty()
+
+    def search_state(self) -> dict[str, Any]:
+        """Return Z and U."""
+        return self._admm.state_dict() if self._admm is not None else {}
+
+    def set_search_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`search_state`."""
+        if self._admm is not None and state:
+            self._admm.load_state_dict(state)
+
+    def _iterate(self, number: int, epochs: int, rho: float, label: str) -> None:
+        assert self._admm is not None
+        self._admm.rho = rho
+        self.train(epochs, first=number * epochs)
+        self._admm.update()
+        self.say(f"{label}iteration {number + 1}  ||W - Z|| / ||W|| {self._admm.distance:.4f}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from engine.errors import EngineError, Problem
+from engine.errors import Problem
+from engine.metric import number
 
 #: What a trainer may take beside the model. ``criterion`` and ``callback`` are for trainers that
 #: were written for NNI: cross entropy, and a function that does nothing.
@@ -55,17 +55,7 @@ class UserCode:
         Raises:
             EngineError: it is no number, or NaN.
         """
-        value = self._evaluator(model)
-        try:
-            plain = value.detach() if isinstance(value, Tensor) else value
-            number = math.nan if isinstance(plain, str) else float(plain)
-        except (TypeError, ValueError, RuntimeError):
-            number = math.nan
-        if math.isnan(number):
-            raise EngineError(
-                f"evaluator must return a number that is not NaN, it returned {value!r}"
-            )
-        return number
+        return number(self._evaluator(model), "evaluator")
 
     def train(self, model: nn.Module, epoch: int) -> None:
         """Train for one epoch."""
