@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
         from engine.search.study import load_study
 
         best = None
-        if report["best"] is not None:
-            write_best(folder, load_study(folder, args.storage))
+        study = load_study(folder, args.storage) if report["best"] is not None else None
+        if study is not None:
+            write_best(folder, study)
             best = json.loads(folder.best.read_text(encoding="utf-8"))
         written = {
             "report.json": json.dumps(report, indent=2) + "\n",

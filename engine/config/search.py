@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from engine.config import space
@@ -12,7 +13,7 @@ from engine.config.messages import Found, Words
 from engine.config.plain import steps
 from engine.config.schema import shared_definition
 from engine.config.space import Space
-from engine.errors import ConfigError, Problem
+from engine.errors import ConfigError
 
 #: Other names of a proposer.
 PROPOSERS = {"grid": "sequence", "hyperopt": "tpe", "spearmint": "gp", "bohb": "hyperband"}
@@ -60,26 +61,29 @@ def check_search(document: Document) -> Search:
     found: list[Found] = []
     words = Words(None, "an experiment")
     found += words.found(errors(shared_definition("experiment"), data))
+    well_formed = not found
     spaces: dict[str, Space] = {}
+    wrong: dict[str, Any] = {}
     for pointer, value in space.find(data.get("compression"), "/compression"):
         fixed = next((step for step in steps(pointer) if step in space.FIXED), None)
         if fixed is not None:
             message = f'a search space stands in "{fixed}", which cannot be searched'
             found.append(Found(pointer, message, "settings and arguments of an algorithm can"))
-            continue
-        one = space.read(value, pointer, found)
+        one = space.read(value, pointer, found) if fixed is None else None
         if one is not None:
             spaces[pointer] = one
+        else:
+            wrong[pointer] = value
     if not spaces and not found:
         allowed = 'a value such as 0.5 becomes {"range": [0.2, 0.9], "type": "float"}'
         message = "there is nothing to search: no value of compression is a search space"
         found.append(Found("/compression", message, allowed))
     found += _expand_flags(data.get("compression"))
-    if not found:
-        found += _objectives(data, spaces)
-    if found:
+    if well_formed:
+        found += _objectives(data, () if wrong else tuple(spaces.values()))
+    settings = _every_value(document, spaces, wrong, found)
+    if found or settings is None:
         fail(found, document)
-    settings = _every_value(document, spaces)
     target = data.get("target", "max")
     labels = data.get("resource_args", {}).get("multi_res_labels", ())
     proposer = data.get("proposer", "random")
@@ -92,27 +96,41 @@ def check_search(document: Document) -> Search:
     )
 
 
-def _every_value(document: Document, spaces: dict[str, Space]) -> Settings:
-    """Return the settings of the first values, having checked that all values would do."""
+def _every_value(
+    document: Document, spaces: dict[str, Space], wrong: dict[str, Any], found: list[Found]
+) -> Settings | None:
+    """Return the settings of the first values, having checked that all values would do.
+
+    What is wrong is added to ``found``, once for each place. In the place of a search space that is
+    wrong itself one of its values stands, and what that leads to is not told.
+    """
     probes = {pointer: one.probes() for pointer, one in spaces.items()}
-    problems: dict[str, Problem] = {}
+    stand_ins = {pointer: _first_of(value.get("range")) for pointer, value in wrong.items()}
     settings = None
-    for turn in range(max(map(len, probes.values()))):
+    for turn in range(max(map(len, probes.values()), default=1)):
         values = {pointer: each[turn % len(each)] for pointer, each in probes.items()}
-        data = space.replace(document.data, values)
+        data = space.replace(document.data, {**values, **stand_ins})
         try:
             checked = check(
                 Document(data, document.source, document._read_lines, document._origins)
             )
             settings = settings or checked
         except ConfigError as error:
-            for each in error.problems:
-                problems.setdefault(each.pointer, each)
-    if problems:
-        ordered = sorted(problems.values(), key=lambda each: each.line or 0)
-        raise ConfigError(ordered, document.source)
-    assert settings is not None
+            told = {each.pointer for each in found}
+            found += [
+                Found(each.pointer, each.message, each.allowed, each.suggestion)
+                for each in error.problems
+                if each.pointer not in told and not _is_inside(each.pointer, wrong)
+            ]
     return settings
+
+
+def _first_of(given: Any) -> Any:
+    return given[0] if isinstance(given, list) and given else 0.5
+
+
+def _is_inside(pointer: str, places: Iterable[str]) -> bool:
+    return any(pointer == place or pointer.startswith(f"{place}/") for place in places)
 
 
 def _expand_flags(section: Any) -> list[Found]:
@@ -126,8 +144,8 @@ def _expand_flags(section: Any) -> list[Found]:
     ]
 
 
-def _objectives(data: dict[str, Any], spaces: dict[str, Space]) -> list[Found]:
-    """Return where proposer, target, labels and resource do not fit together."""
+def _objectives(data: dict[str, Any], spaces: Sequence[Space]) -> list[Found]:
+    """Return where proposer, target, labels and search spaces do not fit together."""
     found = []
     given = data.get("proposer", "random")
     proposer = PROPOSERS.get(given, given)
@@ -147,11 +165,7 @@ def _objectives(data: dict[str, Any], spaces: dict[str, Space]) -> list[Found]:
         found.append(
             Found("/resource_args/early_stop", message, "leave it out, or give one target")
         )
-    if proposer in _NO_CHOICES and all(one.kind == "choice" for one in spaces.values()):
+    if proposer in _NO_CHOICES and spaces and all(one.kind == "choice" for one in spaces):
         message = f"{given} searches numbers, and all search spaces are choices"
         found.append(Found("/proposer", message, "tpe or random do choices"))
-    if data.get("resource") == "node" and "nodes" not in arguments:
-        found.append(
-            Found("/resource", "node needs resource_args with nodes", 'nodes: ["user@host"]')
-        )
     return found

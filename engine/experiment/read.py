@@ -69,36 +69,25 @@ def read_experiment(
         PluginError: the algorithm is broken.
     """
     document = config.read(path)
-    if isinstance(document.data, dict) and "compression" not in document.data:
-        if nearest("compression", document.data) is not None:
-            config.check(document)  # says what is misspelt
+    data = document.data
+    if not isinstance(data, dict) or (
+        "compression" not in data and nearest("compression", data) is None
+    ):
         raise ConfigError(
             [document.problem("this is no experiment: it has no compression", "", _NEEDS)],
             document.source,
         )
-    search = None
-    if automatic or config.is_automatic(document):
-        search = config.check_search(document)
-    settings = search.settings if search is not None else config.check(document)
-    data = document.data
-    problems = [
-        document.problem(f'there is no "{key}"', "", _NEEDS)
-        for key in ("name", "script", "resource")
-        if key not in data
-    ]
-    if problems:
-        raise ConfigError(problems, document.source)
-    folder = (Path(document.source).parent / data.get("workingdir", ".")).resolve()
-    if not folder.is_dir():
-        problems.append(document.problem(f"there is no folder {folder}", "/workingdir"))
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        problems.append(document.problem(f"the folder {folder} cannot be written", "/workingdir"))
-    command = [] if problems else _command(document, folder, problems)
-    if data["resource"] == "node" and not data.get("resource_args", {}).get("nodes"):
-        needs = 'resource_args: {nodes: ["user@host"]}'
-        problems.append(document.problem("node needs the names of machines", "/resource", needs))
-    if problems:
-        raise ConfigError(problems, document.source)
+    problems: list[Problem] = []
+    search, settings = None, None
+    try:
+        if "compression" in data and (automatic or config.is_automatic(document)):
+            search = config.check_search(document)
+        settings = search.settings if search is not None else config.check(document)
+    except ConfigError as error:
+        problems += error.problems
+    command, folder = _runs(document, problems)
+    if problems or settings is None:
+        raise ConfigError(sorted(problems, key=lambda each: each.line or 0), document.source)
     section = data["compression"] if search is not None else without_flags(data["compression"])
     return Experiment(
         data["name"],
@@ -113,6 +102,36 @@ def read_experiment(
     )
 
 
+def _runs(document: Document, problems: list[Problem]) -> tuple[list[str], Path]:
+    """Return what is run and where; what is wrong with that is added to ``problems``.
+
+    What has been found before in one of these keys is not told again.
+    """
+    data = document.data
+    told = {each.pointer for each in problems}
+    problems += [
+        document.problem(f'there is no "{key}"', "", _NEEDS)
+        for key in ("name", "script", "resource")
+        if key not in data and not any(each.suggestion == key for each in problems)
+    ]
+    folder, command = Path(document.source).parent, []
+    if "/workingdir" not in told:
+        folder = (folder / data.get("workingdir", ".")).resolve()
+        if not folder.is_dir():
+            problems.append(document.problem(f"there is no folder {folder}", "/workingdir"))
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            message = f"the folder {folder} cannot be written"
+            problems.append(document.problem(message, "/workingdir"))
+        elif "script" in data and "/script" not in told:
+            command = _command(document, folder, problems)
+    arguments = data.get("resource_args", {})
+    named = not isinstance(arguments, dict) or arguments.get("nodes")
+    if data.get("resource") == "node" and not named:
+        needs = 'resource_args: {nodes: ["user@host"]}'
+        problems.append(document.problem("node needs the names of machines", "/resource", needs))
+    return command, folder
+
+
 def _command(document: Document, folder: Path, problems: list[Problem]) -> list[str]:
     data = document.data
     try:
@@ -125,13 +144,14 @@ def _command(document: Document, folder: Path, problems: list[Problem]) -> list[
         return []
     script = folder / words[0]
     if not script.is_file():
-        there = _scripts(folder)
+        files = [each for each in sorted(folder.iterdir()) if each.is_file()]
+        there = [each.name for each in files if os.access(each, os.X_OK)]
         problems.append(
             document.problem(
                 f"there is no script {words[0]} in {folder}",
                 "/script",
                 f"scripts there: {', '.join(there[:5])}" if there else None,
-                nearest(words[0], there),
+                nearest(words[0], there) or nearest(words[0], [each.name for each in files]),
             )
         )
     elif not os.access(script, os.R_OK):
@@ -140,7 +160,3 @@ def _command(document: Document, folder: Path, problems: list[Problem]) -> list[
         fix = f"chmod +x {shlex.quote(str(script))}"
         problems.append(document.problem(f"the script {words[0]} may not be run", "/script", fix))
     return [str(script), *words[1:]]
-
-
-def _scripts(folder: Path) -> list[str]:
-    return [p.name for p in sorted(folder.iterdir()) if p.is_file() and os.access(p, os.X_OK)]

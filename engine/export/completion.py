@@ -4,6 +4,10 @@ An integer convolution writes integers, so that its output needs a grid; an inte
 two inputs and its output on grids. Where the fake-quantized model has none there, 8-bit affine ones
 over what sample batches show are put in. The file then rounds where the fake-quantized model did
 not: an approximation, which is why it is done only when batches are given.
+
+Where one reader of a tensor has a grid and another reads it in float (the two branches of a residual
+block), the grid serves both if it is as good as one over what batches show. One of few bits, or one
+that clips, does not: then the reader with the grid rounds once more.
 """
 
 from __future__ import annotations
@@ -33,6 +37,9 @@ from engine.quantization.observers import MinMax
 from engine.quantization.scheme import Scheme
 
 _SCHEME = Scheme(8)
+#: Of the range that batches show: a step of 7 bits, which is what 8 symmetric ones have for values
+#: that are never negative; and how much of it a range from other batches may lack.
+_COARSEST, _MOST_CLIPPED = 1 / 120, 1 / 16
 
 
 def complete(module: fx.GraphModule, batches: Iterable[Any]) -> int:
@@ -40,22 +47,26 @@ def complete(module: fx.GraphModule, batches: Iterable[Any]) -> int:
 
     Args:
         module: an exported graph with pairs of quantize and dequantize; changed in place.
-        batches: what a loader gives; of a tuple or list the first item is the input, and a
-            mapping is passed as keywords.
+        batches: what a loader gives; of a tuple or list as many items as the model takes are its
+            inputs, and a mapping is passed as keywords.
 
     Raises:
         ExportError: there are no batches, the graph does not take them, or a tensor is not finite.
     """
     needed = tensors_needed(module.graph)
-    observed = [node for node in needed if not _own_quantize(node)]
-    ranges = _observe(module, observed, batches)
+    ranges = _observe(module, needed, batches)
+    observed = 0
     for node in needed:
-        own = _own_quantize(node)
-        settings = ranges[node] if own is None else settings_of(own)
-        insert_pair(module.graph, node, settings, [user for user in node.users if user is not own])
+        low, high = ranges[node]
+        grids = {settings_of(user): user for user in node.users if is_quantize(user)}
+        own = next((grid for grid in grids if _serves(grid, low, high)), None)
+        observed += own is None
+        settings = _settings(low, high) if own is None else own
+        others = [u for u in node.users if not is_quantize(u) or settings_of(u) != own]
+        insert_pair(module.graph, node, settings, others)
     make_explicit(module.graph)
     module.recompile()
-    return len(observed)
+    return observed
 
 
 def tensors_needed(graph: fx.Graph) -> list[fx.Node]:
@@ -85,6 +96,14 @@ def _own_quantize(node: fx.Node) -> fx.Node | None:
     return next((user for user in node.users if is_quantize(user)), None)
 
 
+def _serves(grid: tuple[Any, ...], low: float, high: float) -> bool:
+    """Return whether a grid is, for values in [low, high], nearly as good as 8 bits over these."""
+    scale, zero_point, qmin, qmax, _ = grid
+    span = max(high, 0.0) - min(low, 0.0)
+    clipped = max((qmin - zero_point) * scale - low, high - (qmax - zero_point) * scale)
+    return bool(scale <= span * _COARSEST and clipped <= span * _MOST_CLIPPED)
+
+
 def _only_quantized(node: fx.Node) -> bool:
     return len(node.users) == 1 and all(map(is_quantize, node.users))
 
@@ -108,8 +127,8 @@ class _Watch(nn.Module):
 @torch.no_grad()
 def _observe(
     module: fx.GraphModule, nodes: list[fx.Node], batches: Iterable[Any]
-) -> dict[fx.Node, tuple[Any, ...]]:
-    """Return the settings of a pair over the range of each node while ``batches`` run."""
+) -> dict[fx.Node, tuple[float, float]]:
+    """Return the smallest and the largest value of each node while ``batches`` run."""
     graph = module.graph
     watches: dict[fx.Node, tuple[str, fx.Node]] = {}
     for place, node in enumerate(nodes):
@@ -124,26 +143,31 @@ def _observe(
             _run(module, batch)
             count += 1
     finally:
-        found = {node: (module.get_submodule(name), call) for node, (name, call) in watches.items()}
+        found = {node: module.get_submodule(name) for node, (name, _) in watches.items()}
         for name, call in watches.values():
             graph.erase_node(call)
             module.delete_submodule(name)
         module.recompile()
     if not count:
         raise ExportError("batches holds no batch\n  it needs at least one, or leave it out")
-    return {node: _settings(watch) for node, (watch, _) in found.items()}
+    return {node: _range(watch) for node, watch in found.items()}
 
 
 def _run(module: fx.GraphModule, batch: Any) -> None:
     inputs = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     if not all(bool(tensor.isfinite().all()) for tensor in inputs):
         raise ExportError("a batch holds NaN or infinity")
+    count = sum(node.op == "placeholder" for node in module.graph.nodes)
     try:
-        call_with_batch(module, batch)
+        if isinstance(batch, (tuple, list)) and count > 1:
+            module(*batch[:count])
+        else:
+            call_with_batch(module, batch)
     except ExportError:
         raise
     except Exception as error:  # whatever operators make of a shape or dtype
-        shape = list(inputs[0].shape) if inputs else type(batch).__name__
+        shapes = [str(list(tensor.shape)) for tensor in inputs]
+        shape = ", ".join(shapes) or type(batch).__name__
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"a batch ({shape}) does not go through the exported model: {lines[0]}\n"
@@ -151,6 +175,11 @@ def _run(module: fx.GraphModule, batch: Any) -> None:
         ) from error
 
 
-def _settings(watch: Any) -> tuple[Any, ...]:
-    scale, zero_point = _SCHEME.parameters(*watch.observer.limits(_SCHEME))
+def _range(watch: Any) -> tuple[float, float]:
+    low, high = watch.observer.limits(_SCHEME)
+    return float(low), float(high)
+
+
+def _settings(low: float, high: float) -> tuple[Any, ...]:
+    scale, zero_point = _SCHEME.parameters(torch.tensor(low), torch.tensor(high))
     return (float(scale), int(zero_point), _SCHEME.qmin, _SCHEME.qmax, torch.uint8)

@@ -25,8 +25,9 @@ _CAT = _ATEN.cat.default
 #: Kernels of several activations.
 JOINS = {ADD, _CAT}
 RELU = _ATEN.relu.default
+RELU6 = _ATEN.relu6.default
 #: What an integer kernel does beside its own work, where its output's grid ends there.
-_CLIPS = {RELU, _ATEN.hardtanh.default, _ATEN.relu6.default, _ATEN.clamp.default}
+CLIPS = {RELU, RELU6, _ATEN.hardtanh.default, _ATEN.clamp.default}
 #: Each value of the result is one of the input or 0, so that it is on the input's grid.
 _KEEPS_VALUES = {
     RELU,
@@ -78,7 +79,7 @@ def settings_of(node: fx.Node) -> tuple[Any, ...]:
 def last_of_kernel(node: fx.Node) -> fx.Node:
     """Return the clipping behind ``node`` that its kernel does as well, or ``node``."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target in _CLIPS else node
+    return users[0] if len(users) == 1 and users[0].target in CLIPS else node
 
 
 def writes_integers(node: fx.Node) -> bool:
@@ -177,7 +178,7 @@ def _is_never_negative(node: Any) -> bool:
     if node.target in bounded and len(node.args) > 1:
         low = node.args[1]
         return isinstance(low, (int, float)) and low >= 0
-    return node.target in (_ATEN.sigmoid.default, _ATEN.relu6.default, _ATEN.hardsigmoid.default)
+    return node.target in (_ATEN.sigmoid.default, RELU6, _ATEN.hardsigmoid.default)
 
 
 def _drop_negative(quantize: fx.Node) -> None:

@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from engine.errors import ExportError
+from engine.export.clipping import absorb_clips
 from engine.export.completion import complete
 from engine.export.integer_bias import quantize_biases
 from engine.export.integer_graph import make_explicit
@@ -75,6 +76,7 @@ def integer_program(
     module.recompile()
     observed = complete(module, batches) if batches is not None else 0
     quantize_biases(module)
+    absorb_clips(module.graph)
     module.recompile()
     where = placements(module.graph)
     try:

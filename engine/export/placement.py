@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 
 from engine.export.integer_bias import CONVOLUTIONS, LINEAR, TRANSPOSED, inputs_of
@@ -17,13 +18,31 @@ from engine.export.integer_graph import (
     writes_integers,
 )
 
+_ATEN: Any = torch.ops.aten
+_PRODUCTS = {
+    _ATEN.matmul.default,
+    _ATEN.mm.default,
+    _ATEN.bmm.default,
+    _ATEN.addmm.default,
+    _ATEN.baddbmm.default,
+    _ATEN.einsum.default,
+    _ATEN.scaled_dot_product_attention.default,
+}
+_RECURRENT = {
+    _ATEN.lstm.input,
+    _ATEN.gru.input,
+    _ATEN.rnn_tanh.input,
+    _ATEN.rnn_relu.input,
+}
+
 
 class Placement(NamedTuple):
     """One operator of an exported model.
 
     Attributes:
         layer: the dotted name of the module that calls it, ``""`` for the model's own forward.
-        operator: "convolution", "linear" or "add".
+        operator: "convolution", "linear", "add", "product" (of matrices, also in attention) or
+            "recurrent".
         integer: whether all that an integer kernel needs is in the file.
         reason: why not; "" where it is.
     """
@@ -35,7 +54,7 @@ class Placement(NamedTuple):
 
 
 def placements(graph: fx.Graph) -> list[Placement]:
-    """Return convolutions, linear layers and sums of two tensors in the order of execution."""
+    """Return whatever multiplies matrices, and sums of two tensors, in the order of execution."""
     found = []
     for node in graph.nodes:
         if node.target in CONVOLUTIONS:
@@ -51,6 +70,12 @@ def placements(graph: fx.Graph) -> list[Placement]:
             floats = [part for part in joined(node) if not is_dequantize(part)]
             reason = "an input is not quantized" if floats else _output(node)
             found.append(Placement(_layer(node), "add", not reason, reason))
+        elif node.target in _PRODUCTS:
+            reason = "only products of layers have integer kernels"
+            found.append(Placement(_layer(node), "product", False, reason))
+        elif node.target in _RECURRENT:
+            reason = "recurrent layers have no integer kernel"
+            found.append(Placement(_layer(node), "recurrent", False, reason))
     return found
 
 

@@ -21,7 +21,13 @@ def file_storage(path: Path) -> Any:
         # With a log written ahead, a commit needs no fsync to survive the death of the process.
         with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-        storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(path, timeout=60, check_same_thread=False)
+
+        # The address says only that it is a file: a path may hold what has a meaning in a URL, and
+        # Optuna takes braces for a template.
+        storage = RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
         event.listen(storage.engine, "connect", _without_fsync)
         storage.engine.dispose()
         return storage

@@ -86,11 +86,11 @@ def open_study(
     return study
 
 
-def load_study(folder: Folder, storage: str | None = None) -> Study:
-    """Return the study of an experiment, to look at.
+def load_study(folder: Folder, storage: str | None = None) -> Study | None:
+    """Return the study of an experiment, to look at; None when its file holds no study yet.
 
     Raises:
-        EngineError: Optuna is not installed, or the storage holds no such study.
+        EngineError: Optuna is not installed, or the storage that runners share holds no such study.
     """
     optuna = _optuna()
     name = folder.read()["experiment"]["name"]
@@ -100,8 +100,9 @@ def load_study(folder: Folder, storage: str | None = None) -> Study:
             study_name=name,
         )
     except KeyError as error:
-        where = folder.study if storage is None else "the storage"
-        raise EngineError(f'{where} holds no experiment called "{name}"') from error
+        if storage is None:
+            return None  # a runner was killed before it had made one
+        raise EngineError(f'the storage holds no experiment called "{name}"') from error
     return study
 
 

@@ -88,6 +88,83 @@ def test_one_mistake_gives_one_problem_with_its_line(
     assert problem.line is not None
 
 
+WRONG = """\
+name: x
+scrpt: train.py
+resource: cpuu
+workingdir: nowhere
+proposer: tpee
+n_samples: {range: [1, 3], type: int}
+compression:
+  compressor: level
+  config_list:
+    - op_names: [a]
+      sparsity: {range: [0.9, 0.2], type: float}
+    - op_names: [b]
+      sparsity: {range: [], type: float}
+    - op_names: {range: [c], type: choice}
+      sparsity: {range: [0.1, 3], type: float}
+    - op_names: [d]
+      sparsty: 0.5
+"""
+FOUND = [
+    ("/scrpt", "script", 2),
+    ("/resource", "cpu", 3),
+    ("/workingdir", None, 4),
+    ("/proposer", "tpe", 5),
+    ("/n_samples", None, 6),
+    ("/compression/config_list/0/sparsity/range", "[0.2, 0.9]", 11),
+    ("/compression/config_list/1/sparsity/range", None, 13),
+    ("/compression/config_list/2/op_names", None, 14),
+    ("/compression/config_list/2/sparsity", None, 15),
+    ("/compression/config_list/3/sparsty", "sparsity", 17),
+]
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_all_mistakes_are_told_at_once(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"wrong.{ending}"
+    data = config.read(_written(tmp_path / "wrong.yaml", WRONG)).data
+    if ending == "json":
+        _written(file, json.dumps(data, indent=1))
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(file)
+    told = [(p.pointer, p.suggestion, p.line) for p in caught.value.problems]
+    if ending == "yaml":
+        assert told == FOUND
+    else:  # on other lines
+        assert [each[:2] for each in told] == [each[:2] for each in FOUND]
+        assert None not in [line for _, _, line in told]
+
+
+def _written(file: Path, text: str) -> Path:
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_what_is_wrong_with_the_script_is_told_with_the_rest(experiment: Make) -> None:
+    file = experiment(proposer="tpee", script="trian.py")
+    (file.parent / "train.py").chmod(0o644)
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(file)
+    assert [(p.pointer, p.suggestion) for p in caught.value.problems] == [
+        ("/script", "train.py"),
+        ("/proposer", "tpe"),
+    ]
+
+
+def test_an_unknown_compressor_hides_nothing_else(experiment: Make) -> None:
+    file = experiment(compression={**section(sparsity={"range": [3], "type": "int"}),
+                                   "compressor": "levle"}, script="no.py")  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(file)
+    assert {p.pointer for p in caught.value.problems} == {
+        "/script",
+        "/compression/compressor",
+        "/compression/config_list/0/sparsity/range",
+    }
+
+
 def test_a_file_without_a_search_space_has_nothing_to_search(
     experiment: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,8 @@ def collect(folder: Folder, storage: str | None = None) -> dict[str, Any]:
     if storage is None and not folder.study.exists():
         return report
     study = load_study(folder, storage)
+    if study is None:
+        return report
     trials = study.get_trials(deepcopy=False)
     again = continued(trials)
     report["trials"] = [_trial(each, plan, again, labels) for each in trials]

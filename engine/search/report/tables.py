@@ -43,7 +43,7 @@ def summary(report: dict[str, Any], table: Any) -> str:
     for trial in report["trials"]:
         kind = "carried on" if trial["carried_on"] else trial["status"].partition(":")[0]
         counts[kind] = counts.get(kind, 0) + 1
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no trials"
     lines = [f"{report['name']}: {report['compressor']} by {report['proposer']}; {told}"]
     if not finished:
         return "\n".join([*lines, "", "no trial has finished: there is nothing to compare"])
