@@ -9,22 +9,29 @@ unmasked, and what was removed can come back. Such a mask is soft; it is baked i
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from engine import export, registry
-from engine.blame import Verify, name_of, named, origin_of
+from engine.blame import Verify
 from engine.checkpoint import load_model
 from engine.compressor import Compressor
 from engine.computed import Stage, compute_weight, is_computed, plain_weight
-from engine.errors import ConfigError, PluginError, Problem
-from engine.masking import MASKED_BY, MaskedWeight, agree_between_processes, checked_masks
+from engine.errors import PluginError
+from engine.masking import (
+    MASKED_BY,
+    MaskedWeight,
+    RemovedWeights,
+    agree_between_processes,
+    checked_masks,
+    fraction,
+    in_config,
+    tied_layers,
+)
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
 
@@ -55,9 +62,8 @@ class Pruner(Compressor):
         super().__init__(model, *args, **kwargs)
         self._due = True
         self._trained = False
-        #: By id of a parameter: itself, its values before masks, its version after them.
-        self._removed: dict[int, tuple[Tensor, Tensor, int]] = {}
-        self._tied = self._find_tied()
+        self._removed = RemovedWeights()
+        self._tied = tied_layers(self.wrappers, describe(self))
         #: Parameters of other layers that are masked with the filters before them.
         self.companions: list[Companion] = []
         #: The fraction asked of each layer in this round of masks, by the wrapper's id.
@@ -88,7 +94,7 @@ class Pruner(Compressor):
         calculate = self._stack.provided("calc_mask")
         assert calculate is not None
         index = next(i for i, each in enumerate(self.wrappers) if each is wrapper)
-        with _in_config([(index, wrapper, sparsity)]):
+        with in_config([(index, wrapper, sparsity)]):
             masks = calculate(wrapper, sparsity, index)
         provider = self._stack.provider("calc_mask")
         return None if masks is None else checked_masks(masks, wrapper, provider)
@@ -119,7 +125,7 @@ class Pruner(Compressor):
         if bake:
             self._bake()
         elif not self._trained:
-            self._put_back()
+            self._removed.put_back()
         return super().unwrap()
 
     @torch.no_grad()
@@ -188,12 +194,12 @@ class Pruner(Compressor):
             if id(wrapper) not in self._tied:
                 target = ask(wrapper, self.epoch)
                 if target is not None:
-                    asked.append((index, wrapper, _fraction(target, self, wrapper)))
+                    asked.append((index, wrapper, fraction(target, self, wrapper)))
         self.asked = {id(wrapper): target for _, wrapper, target in asked}
         self.mask_round += 1
         fresh: list[tuple[Wrapper, float, dict[str, Tensor]]] = []
         waiting = False
-        with _in_config(asked):
+        with in_config(asked):
             for index, wrapper, target in asked:
                 if one_shot and not every_layer and wrapper.sparsity == target:
                     continue
@@ -245,9 +251,8 @@ class Pruner(Compressor):
         if self._trained:
             torch._foreach_mul_(parameters, masks)
             return
-        dense = self._remember(parameters)
-        torch._foreach_mul_(parameters, masks)
-        self._removed = {id(p): (p, d, p._version) for p, d in zip(parameters, dense, strict=True)}
+        with self._removed.noting(parameters):
+            torch._foreach_mul_(parameters, masks)
 
     def export_model(
         self,
@@ -340,11 +345,11 @@ class Pruner(Compressor):
     def _verifiers(self) -> Mapping[str, Verify]:
         return {
             "calc_mask": lambda masks, plugin, wrapper, *_: checked_masks(masks, wrapper, plugin),
-            "sparsity": _fraction,
+            "sparsity": fraction,
         }
 
     def _attach(self, stack: Stack) -> None:
-        self._tied = self._find_tied()
+        self._tied = tied_layers(self.wrappers, describe(self))
         for wrapper in self.wrappers:
             other = wrapper.module.__dict__.get(MASKED_BY)
             if other in _in_use:
@@ -387,7 +392,7 @@ class Pruner(Compressor):
 
     def _state_replaced(self) -> None:
         # What masks removed until now is not what the restored ones remove.
-        self._put_back()
+        self._removed.put_back()
         self._due = True
         self._refresh_companions()
         self._weights_replaced()
@@ -403,83 +408,9 @@ class Pruner(Compressor):
         for companion in self.companions:
             companion.refresh()
 
-    def _find_tied(self) -> dict[int, Wrapper]:
-        """Return, for each wrapper whose weight another one owns, that owner."""
-        owners: dict[int, Wrapper] = {}
-        tied: dict[int, Wrapper] = {}
-        problems = []
-        for wrapper in self.wrappers:
-            owner = owners.setdefault(id(wrapper.weight), wrapper)
-            if owner is not wrapper:
-                tied[id(wrapper)] = owner
-                if _settings(owner.config) != _settings(wrapper.config):
-                    problems.append(
-                        Problem(
-                            f'"{wrapper.name}" and "{owner.name}" share one weight but are '
-                            "configured differently",
-                            "/config_list",
-                            allowed="give both the same settings, or exclude one",
-                        )
-                    )
-        if problems:
-            raise ConfigError(problems, describe(self))
-        return tied
-
-    def _remember(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Return each parameter's values from before any mask, unless it was replaced since."""
-        known = [self._removed.get(id(parameter)) for parameter in parameters]
-        return [
-            kept[1] if kept is not None and kept[2] == parameter._version else parameter.clone()
-            for parameter, kept in zip(parameters, known, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        for parameter, dense, version in self._removed.values():
-            if parameter._version == version:
-                parameter.copy_(dense)
-        self._removed.clear()
-
     @torch.no_grad()
     def _bake(self) -> None:
         for wrapper in self.wrappers:
             mask = wrapper.mask("weight")
             if self._stack is not None and mask is not None:
                 wrapper.weight.mul_(mask)
-
-
-@contextmanager
-def _in_config(asked: list[tuple[int, Wrapper, float]]) -> Iterator[None]:
-    """Let ``wrapper.config["sparsity"]`` be what is asked now, for algorithms that read it there.
-
-    So a schedule drives also an algorithm whose ``calc_mask`` takes no ``sparsity``.
-    """
-    own = [(wrapper, wrapper.config) for _, wrapper, _ in asked]
-    try:
-        for _, wrapper, target in asked:
-            wrapper.config = {**wrapper.config, "sparsity": target}
-        yield
-    finally:
-        for wrapper, config in own:
-            wrapper.config = config
-
-
-def _fraction(value: Any, plugin: object, wrapper: Wrapper, *_: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0.0 <= number <= 1.0:
-        raise PluginError(
-            f'{named(plugin)} asked for a sparsity of {value!r} in layer "{wrapper.name}"; '
-            "it must be in [0, 1]",
-            plugin=name_of(plugin),
-            distribution=origin_of(plugin),
-            hook="sparsity",
-            layer=wrapper.name,
-        )
-    return number
-
-
-def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in entry.items() if k not in ("op_types", "op_names", "exclude")}

@@ -20,7 +20,7 @@ from digits_net import DigitsNet, accuracy, load, train_epoch
 
 import engine
 
-DENSE_EPOCHS, EPOCHS = 10, 4
+DENSE_EPOCHS, EPOCHS = 10, 8
 ALLOWED, PRICE = 0.5, 20.0
 
 

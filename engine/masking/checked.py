@@ -1,8 +1,8 @@
-"""Masks as the engine holds them: checked, computed into a weight, equal in all processes."""
+"""Masks that an algorithm returned: what it promised, or an error that names it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,25 +12,7 @@ from engine.blame import name_of, named, origin_of
 from engine.errors import PluginError
 from engine.wrapper import Wrapper
 
-#: Where a layer keeps the wrapper that masks it, for a quantizer that comes later.
-MASKED_BY = "_engine_masked_by"
 _PARAMETER_OF = {"weight_mask": "weight", "bias_mask": "bias"}
-
-
-class MaskedWeight:
-    """Computes ``weight * mask`` for one layer; the last stage of a computed weight."""
-
-    def __init__(self, wrapper: Wrapper) -> None:
-        self.wrapper = wrapper
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """Return the masked weight."""
-        mask = self.wrapper.mask("weight")
-        if mask is None:
-            return weight
-        if self.wrapper.straight_through:
-            return weight + (weight * (mask - 1)).detach()
-        return weight * mask
 
 
 def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Tensor]:
@@ -75,16 +57,3 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Ten
             raise fault(f"returned {name!r} with values that are neither 0 nor 1")
         result[name] = torch.empty_like(parameter).copy_(whole)
     return result
-
-
-def agree_between_processes(fresh: Sequence[tuple[Wrapper, float, dict[str, Tensor]]]) -> None:
-    """Give all processes of a distributed run the masks of the first.
-
-    Scores made from activations or gradients differ between processes that see different data.
-    """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for _, _, masks in fresh:
-        for name in sorted(masks):
-            distributed.broadcast(masks[name], src=0)

@@ -1,0 +1,18 @@
+"""Masks as the engine holds them: checked, computed into a weight, equal in all processes."""
+
+from engine.masking.asked import fraction, in_config
+from engine.masking.checked import checked_masks
+from engine.masking.held import MASKED_BY, MaskedWeight, agree_between_processes
+from engine.masking.removed import RemovedWeights
+from engine.masking.tied import tied_layers
+
+__all__ = [
+    "MASKED_BY",
+    "MaskedWeight",
+    "RemovedWeights",
+    "agree_between_processes",
+    "checked_masks",
+    "fraction",
+    "in_config",
+    "tied_layers",
+]
