@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from engine import checkpoint, config, registry
 from engine.blame import Verify
+from engine.collectors import ActivationCollectors
 from engine.errors import ConfigError, EngineError, Problem
 from engine.learned_parameters import LearnedParameters
-from engine.model_hooks import KEEPER, Keeper, OwnHook
+from engine.model_hooks import KEEPER, Keeper
 from engine.optimizer_hooks import OptimizerHooks
 from engine.selection import WEIGHTED_TYPES, Selected, select_layers
 from engine.stack import Stack, describe, placeholder
@@ -94,8 +94,7 @@ class Compressor:
         self._hooks: OptimizerHooks | None = None
         self._stack: Stack | None = None
         self._learned: LearnedParameters | None = None
-        self._collectors: dict[int, list[RemovableHandle]] = {}
-        self._collectors_added = 0
+        self._collectors = ActivationCollectors()
         self._telling: set[str] = set()
         self.wrappers = [Wrapper(s.module, s.name, s.config) for s in self._select()]
 
@@ -148,8 +147,7 @@ class Compressor:
         for part in self._participants():
             if part is not self:
                 part.unwrap()
-        for identifier in list(self._collectors):
-            self.remove_activation_collector(identifier)
+        self._collectors.clear()
         if self._hooks is not None:
             if self._learned is not None and self._hooks.optimizer is not None:
                 self._learned.leave(self._hooks.optimizer)
@@ -216,15 +214,7 @@ class Compressor:
         ``input`` is the tuple of positional inputs. Returns an id for
         :meth:`remove_activation_collector`.
         """
-        self._collectors_added += 1
-        identifier = self._collectors_added
-        self._collectors[identifier] = [
-            wrapper.module.register_forward_hook(
-                OwnHook(lambda module, args, output, w=wrapper: collector(w, args, output))
-            )
-            for wrapper in self.wrappers
-        ]
-        return identifier
+        return self._collectors.add(self.wrappers, collector)
 
     def remove_activation_collector(self, identifier: int) -> None:
         """Take a collector away.
@@ -232,13 +222,7 @@ class Compressor:
         Raises:
             ValueError: there is no collector with this id.
         """
-        if identifier not in self._collectors:
-            raise ValueError(
-                f"there is no activation collector {identifier!r}; there are: "
-                f"{sorted(self._collectors) or 'none'}"
-            )
-        for handle in self._collectors.pop(identifier):
-            handle.remove()
+        self._collectors.remove(identifier)
 
     def check_layer(self, module: nn.Module) -> str | None:
         """Return why the algorithm cannot work on ``module``, or None. A subclass may override it.
@@ -285,7 +269,7 @@ class Compressor:
             "_hooks": None,
             "_stack": None,
             "_learned": None,
-            "_collectors": {},
+            "_collectors": ActivationCollectors(),
         }
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
 
