@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
-from engine.experiment.job_files import report_file
 from engine.files import write_whole
+from engine.job_files import report_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import EngineError
-from engine.experiment.job_files import environment
 from engine.experiment.outcome import Outcome, judge
 from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.protocol import MARK, result_in
 from engine.experiment.read import Experiment
 from engine.files import write_whole
+from engine.job_files import environment
 
 JOBS = "jobs"
 MODELS = "models"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from engine.errors import ExportError
-from engine.experiment.job_files import model_folder
 from engine.export.mask_files import masks_of
 from engine.export.onnx_file import export_onnx
 from engine.files import PathLike, save_tensors
+from engine.job_files import model_folder
 
 if TYPE_CHECKING:
     from engine.pruner import Pruner

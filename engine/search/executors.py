@@ -9,8 +9,8 @@ from typing import Protocol
 
 from engine.errors import EngineError
 from engine.experiment import Experiment
-from engine.experiment.job_files import environment
 from engine.experiment.process import Ended, Script, environment_of
+from engine.job_files import environment
 from engine.search.folder import JobFiles
 from engine.search.nodes import Nodes
 from engine.search.person import Person

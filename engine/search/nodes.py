@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.experiment import Experiment
-from engine.experiment.job_files import environment
 from engine.experiment.process import Script, environment_of
+from engine.job_files import environment
 from engine.search.folder import JobFiles
 
 
