@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 from engine import export
 from engine.compressor import Compressor
-from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import ConfigError, PluginError, Problem
-from engine.fake_quant_call import FakeQuantCall, OnInput, OnOutput, drop_copied
 from engine.fake_quant_call import QuantGrad as QuantGrad
-from engine.masking import MASKED_BY, MaskedWeight
+from engine.fake_quant_call import drop_copied
 from engine.quant_types import QuantType as QuantType
 from engine.quant_types import bits_of as bits_of
 from engine.quant_types import of_type as of_type
 from engine.quant_types import quant_types_of as quant_types_of
 from engine.quantization.form import AffineForm, kept_form
 from engine.quantization.layer_grids import begun
+from engine.quantized_layers import QuantizedLayers
 from engine.stack import Stack, describe, placeholder
 from engine.wrapper import Wrapper
 
@@ -53,8 +52,7 @@ class Quantizer(Compressor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._handles: list[Any] = []
-        self._computed: list[nn.Module] = []
+        self._layers = QuantizedLayers()
         never_called = [
             wrapper.name
             for wrapper in self.wrappers
@@ -107,7 +105,7 @@ class Quantizer(Compressor):
             baked = [
                 (wrapper.weight, self._quantized_weight(wrapper))
                 for wrapper in self.wrappers
-                if wrapper.module in self._computed
+                if wrapper.module in self._layers.computed
             ]
             for parameter, value in baked:
                 parameter.copy_(value)
@@ -199,47 +197,10 @@ class Quantizer(Compressor):
 
     def _attach(self, stack: Stack) -> None:
         drop_copied(self.bound_model)
-        for wrapper in self.wrappers:
-            module = wrapper.module
-            calls = {
-                kind: FakeQuantCall(self, stack, wrapper, kind) for kind in quant_types_of(wrapper)
-            }
-            if QuantType.WEIGHT in calls:
-                self._compute_weight(wrapper, calls[QuantType.WEIGHT])
-            if QuantType.INPUT in calls:
-                hook = OnInput(calls[QuantType.INPUT])
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            after = [calls[k] for k in (QuantType.OUTPUT, QuantType.GRADIENT) if k in calls]
-            if after:
-                # Where a batch norm is folded into the layer, its output is the layer's.
-                norm = getattr(wrapper.grids.get("weight"), "norm", None)
-                hook_of = module if norm is None else norm
-                self._handles.append(hook_of.register_forward_hook(OnOutput(after)))
-
-    def _compute_weight(self, wrapper: Wrapper, call: FakeQuantCall) -> None:
-        module = wrapper.module
-        if is_computed(module, Stage.QUANTIZE):
-            raise PluginError(
-                f'layer "{wrapper.name}" is already quantized; unwrap() that quantizer first',
-                plugin=describe(self),
-                layer=wrapper.name,
-            )
-        compute_weight(module, Stage.QUANTIZE, call)
-        self._computed.append(module)
-        masked_by = module.__dict__.get(MASKED_BY)
-        if masked_by is not None and not is_computed(module, Stage.MASK):
-            compute_weight(module, Stage.MASK, MaskedWeight(masked_by))
+        self._layers.attach(self, stack)
 
     def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for module in self._computed:
-            plain_weight(module, Stage.QUANTIZE)
-            masked_by = module.__dict__.get(MASKED_BY)
-            if masked_by is not None and not masked_by.straight_through:
-                plain_weight(module, Stage.MASK)
-        self._handles.clear()
-        self._computed.clear()
+        self._layers.detach()
 
     def _quantized_weight(self, wrapper: Wrapper) -> Tensor:
         weight = wrapper.module.weight
@@ -247,7 +208,7 @@ class Quantizer(Compressor):
         return weight
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_handles": [], "_computed": []}
+        return {**super().__getstate__(), "_layers": QuantizedLayers()}
 
 
 def _takes_many(method: Callable[..., Any]) -> bool:

@@ -1,11 +1,11 @@
 """Integer inference: exported ONNX files in ONNX Runtime, against float32 and other exporters.
 
-    python docs/benchmarks/integer_inference.py [--rounds 15] [--seeds 5] [--path FOLDER]
+    python docs/benchmarks/integer_inference.py [--rounds 15] [--path FOLDER]
 
 ResNet-18 for CIFAR: CPU time of one session call on one thread, variants in turn; size of the file;
 operators of the graph that ONNX Runtime has optimized; the largest difference of outputs from the
-fake-quantized model. Digits: accuracy of the file and of the fake-quantized model it is made from.
-FOLDER is where torchao is, if it is to be measured (pip install --no-deps --target FOLDER torchao).
+fake-quantized model. FOLDER is where torchao is, if it is to be measured (pip install --no-deps
+--target FOLDER torchao).
 """
 
 import argparse
@@ -13,7 +13,6 @@ import collections
 import copy
 import functools
 import os
-import statistics
 import sys
 import tempfile
 import warnings
@@ -21,8 +20,6 @@ import warnings
 import onnx
 import onnxruntime
 import torch
-from digits_accuracy import LAYERS, fit
-from digits_net import DigitsNet, accuracy, load
 from interleaved import compare, show
 from networks import ResNet18
 
@@ -175,70 +172,9 @@ def resnet(folder, rounds):
             show(f"ResNet-18 for CIFAR, batch {count}", compare(calls, rounds, repeat=8 // count))
 
 
-def digits(folder, seeds):
-    scores, steps = collections.defaultdict(list), collections.defaultdict(list)
-    train_set, test_set = load()
-    images = list(train_set[0][:512].split(64))
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        dense = fit(DigitsNet(), train_set, torch.Generator().manual_seed(seed), 15)
-        scores["float32"].append(accuracy(dense, test_set))
-        for name in ("ptq", "qat"):
-            for bits in (8, 4):
-                model = copy.deepcopy(dense)
-                entry = {**LAYERS, "quant_types": ["weight", "input"], "quant_bits": bits}
-                config = {"compressor": name, "config_list": [entry]}
-                optimizer = None
-                if name == "qat":
-                    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
-                quantizer = engine.create_compressor(model, config, optimizer)
-                quantizer.compress()
-                if name == "ptq":
-                    quantizer.calibrate(images)
-                else:
-                    train(model, optimizer, train_set, seed)
-                path = f"{folder}/digits.onnx"
-                quantizer.export_model(
-                    f"{folder}/digits.pth",
-                    onnx_path=path,
-                    input_shape=[1, *test_set[0].shape[1:]],
-                    batches=images,
-                )
-                own = accuracy(model, test_set)
-                run, _ = session(path)
-                logits = torch.from_numpy(run(test_set[0].numpy()))
-                file = 100 * (logits.argmax(1) == test_set[1]).float().mean().item()
-                with torch.no_grad():
-                    expected = model(test_set[0])
-                step = (expected.max() - expected.min()) / (2**bits - 1)
-                steps[f"{name} {bits} bit"] += ((logits - expected).abs() / step).tolist()
-                scores[f"{name} {bits} bit, fake-quantized"].append(own)
-                scores[f"{name} {bits} bit, the file"].append(file)
-    for name, values in scores.items():
-        print(f"{name:32}  {statistics.mean(values):6.2f}  {min(values):6.2f}  {max(values):6.2f}")
-    for name, values in steps.items():
-        apart = torch.tensor(values)
-        print(
-            f"{name}: logits differ by at most {apart.max():.2f} steps of their range in as many "
-            f"bits, {100 * (apart <= 1).float().mean():.3f} % of them by no more than one"
-        )
-
-
-def train(model, optimizer, data, seed, epochs=5):
-    inputs, labels = data
-    generator = torch.Generator().manual_seed(1000 + seed)
-    model.train()
-    for _ in range(epochs):
-        for rows in torch.randperm(len(inputs), generator=generator).split(64):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
-            optimizer.step()
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--path", help="a folder with torchao")
     options = parser.parse_args()
     if options.path:
@@ -246,10 +182,7 @@ def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        if options.rounds:
-            resnet(folder, options.rounds)
-        if options.seeds:
-            digits(folder, options.seeds)
+        resnet(folder, options.rounds)
 
 
 if __name__ == "__main__":

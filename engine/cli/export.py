@@ -184,3 +184,8 @@ def _tell(args: argparse.Namespace, placements: list[Placement]) -> None:
             for p in placements
         ]
         print(table(_HEADER, rows, _LIMITS))
+        lacking = sum(placement.lacks_grids for placement in placements)
+        if lacking and args.batches is None:
+            print(
+                f"\n{lacking} lack grids, which --batches FILE, a few sample inputs, can give them"
+            )

@@ -5,7 +5,7 @@ two inputs and its output on grids. Where the fake-quantized model has none ther
 over what sample batches show are put in. The file then rounds where the fake-quantized model did
 not: an approximation, which is why it is done only when batches are given.
 
-Where one reader of a tensor has a grid and another reads it in float (the two branches of a residual
+Where one reader of a tensor has a grid and another reads it in float (both branches of a residual
 block), the grid serves both if it is as good as one over what batches show. One of few bits, or one
 that clips, does not: then the reader with the grid rounds once more.
 """

@@ -15,7 +15,13 @@ from engine.quantizer import bits_of
 
 
 class DoReFaQuantizer(Quantizer):
-    """Quantizes by eq. 7 to 12; tanh and the maximum are differentiated, only rounding is not."""
+    """Quantizes by eq. 7 to 12; tanh and the maximum are differentiated, only rounding is not.
+
+    Ranges are fixed: weights fill [-1, 1], activations are clipped to [0, 1] and get no gradient
+    beyond. Activations need a batch norm before them, and the first and the last layer stay float
+    (section 2.7), or training is likely to fail: without a norm sums of such weights are far above
+    1, and whatever the bits, nearly all activations become 0 or 1.
+    """
 
     quant_grad = None
 

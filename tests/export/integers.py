@@ -73,4 +73,4 @@ def run_file(path, x):
 
 def step_of_input(quantizer, name):
     """Return the step of the grid of a layer's input."""
-    return next(float(w.input_scale) for w in quantizer.wrappers if w.name == name)
+    return next(w.input_scale.item() for w in quantizer.wrappers if w.name == name)

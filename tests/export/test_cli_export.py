@@ -69,6 +69,21 @@ def test_weights_ranges_and_onnx_of_a_trained_model(place, export, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["fc"]["input"]["range"] is not None
 
 
+def test_what_lacks_grids_is_said_to_get_them_from_batches(export, tmp_path):
+    pytest.importorskip("onnxscript")
+    (tmp_path / "weights.yaml").write_text(QUANTIZED.replace("[weight, input]", "[weight]"))
+    base = ("weights.yaml", "--output", "m.pth", "--onnx", "m.onnx", "--input-shape", "1,1,8,8")
+    code, output, _ = export(*base)
+    assert code == 0
+    assert "\n0 of 3 operators compute with integers:" in output
+    assert output.splitlines()[-1] == (
+        "3 lack grids, which --batches FILE, a few sample inputs, can give them"
+    )
+    _, output, _ = export(*base, "--batches", "batches.pt")
+    assert "\n3 of 3 operators compute with integers:" in output
+    assert "--batches" not in output
+
+
 def test_ranges_of_a_file_stand_in_for_a_checkpoint(place, export, tmp_path):
     base = ("quantized.yaml", "--checkpoint", "checkpoint.pt", "--output", "m.pth")
     assert export(*base, "--ranges", "first.json")[0] == 0
