@@ -69,9 +69,7 @@ def pruner_plugins(*roles: str) -> list[registry.Plugin]:
     return [
         plugin
         for plugin in registry.algorithms()
-        if plugin.status == "ok"
-        and plugin.kind == "pruning"
-        and plugin.role in roles
+        if plugin.status == "ok" and plugin.kind == "pruning" and plugin.role in roles
     ]
 
 

@@ -230,8 +230,7 @@ ONE_MISTAKE = [
     ),
     (
         section(extensions=["bars"]),
-        '/extensions/0\n  unknown extension "bars"\n'
-        f"  installed: {', '.join(EXTENSIONS)}",
+        f'/extensions/0\n  unknown extension "bars"\n  installed: {", ".join(EXTENSIONS)}',
     ),
     ({"compression": 3}, None),
     (
