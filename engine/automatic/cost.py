@@ -99,6 +99,15 @@ class Cost:
         ]
         return ";".join(counts)
 
+    def by_layer(self, plan: Mapping[str, float]) -> dict[str, float]:
+        """Return the fraction of its filters or weights that each layer loses under a plan."""
+        shares = {}
+        for name, unit in self.units.items():
+            counts = unit.removed(plan.get(name, 0.0), self._filters)
+            for wrapper, count in zip(unit.wrappers, counts, strict=True):
+                shares[wrapper.name] = count / _count(wrapper, self._filters)
+        return shares
+
     def removed(self, plan: Mapping[str, float]) -> float:
         """Return the fraction of the whole that goes: of weights, parameters, FLOPs or time."""
         if self.budget == "latency":
@@ -124,6 +133,8 @@ class Cost:
                 mine = ~kept[first : first + block.count]
                 first += block.count
                 for member in block.members:
+                    if member.tracked.whole:
+                        continue  # a norm that goes on seeing what was removed, as zeros
                     place = id(member.tensor), member.dim
                     gone[place] = gone.get(place, 0) + int(mine[member.channel].sum())
         left = 0.0

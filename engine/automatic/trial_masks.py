@@ -33,7 +33,8 @@ class TrialMasks:
         """Mask the model by sparsities of layers.
 
         Raises:
-            PluginError: the pruner inside makes no mask without training.
+            PluginError: the pruner inside makes no mask without training, or removes something
+                else than each layer was asked to lose.
         """
         pruner = self._pruner
         pruner.plan = dict(layers)
@@ -49,6 +50,8 @@ class TrialMasks:
                 plugin=describe(pruner.base),
                 layer=undecided[0],
             )
+
+        self._check_obeyed(layers)
 
     @contextmanager
     def tried(self, layers: Mapping[str, float]) -> Iterator[None]:
@@ -74,6 +77,28 @@ class TrialMasks:
             return {w.name: w.weight.detach().clone() for w in wrappers}
         finally:
             before.restore()
+
+    def _check_obeyed(self, layers: Mapping[str, float]) -> None:
+        """Raise PluginError where masks are not the plan's: the search would be about nothing."""
+        pruner = self._pruner
+        if pruner.extensions:
+            return  # they may have changed the masks, as to multiples of 8
+        plan = {u.name: layers.get(u.wrappers[0].name, 0.0) for u in pruner.units}
+        asked = pruner._cost.by_layer(plan)
+        for wrapper in pruner.wrappers:
+            mask = wrapper.weight_mask
+            if mask is None or wrapper.name not in asked:
+                continue
+            removed = 1.0 - float(mask.float().mean())
+            if abs(removed - asked[wrapper.name]) > 0.5 / mask.numel() + 1e-6:
+                raise PluginError(
+                    f"{describe(pruner.base)} removes {removed:.4g} of layer "
+                    f'"{wrapper.name}", which was asked to lose {asked[wrapper.name]:.4g}\n'
+                    "  a search needs a base_algo that looks at each layer by itself, such as "
+                    "l1_filter; one that ranks all layers together decides by itself",
+                    plugin=describe(pruner.base),
+                    layer=wrapper.name,
+                )
 
     def _undecided(self) -> list[str]:
         asked = [w for w in self._pruner.wrappers if self._pruner.plan.get(w.name, 0.0) > 0]

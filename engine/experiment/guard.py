@@ -6,7 +6,8 @@ the runner is killed:
     python -I -S guard.py RUNNER EXIT_FILE FOLDER GRACE COMMAND...
 
 What the script prints goes where the guard's own output goes. Its exit code, or why it cannot be
-started, is in EXIT_FILE before the guard ends; a guard that had to end the script writes none.
+started, is in EXIT_FILE before the guard ends; a guard that had to end the script writes none, and
+one that cannot write it ends with code 3.
 Killed itself with SIGKILL it takes the script along. What the script leaves running in its process
 group is killed when the script has ended.
 """
@@ -22,6 +23,7 @@ import sys
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_UNWRITTEN = 3
 
 
 class _StopError(BaseException):
@@ -29,7 +31,7 @@ class _StopError(BaseException):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return 0, or 1 when told to stop."""
+    """Run the command and return 0, 1 when told to stop, or 3 without an exit file."""
     runner, exit_file, folder, grace, *command = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
@@ -97,4 +99,7 @@ def _write(path: str, record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except OSError:
+        sys.exit(_UNWRITTEN)  # the script has removed its job's folder, or the disk is full

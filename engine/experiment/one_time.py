@@ -60,8 +60,6 @@ def run_once(
         ended = Ended(0)
     else:
         ended = _run(command, experiment, jobs / str(number), echo)
-    if ended.error is not None:
-        raise EngineError(f"{command[0]} cannot be started: {ended.error}")
     result = result_in(output.read_text(encoding="utf-8", errors="replace").splitlines())
     status = judge(ended, result)
     if status.startswith("failed: the result is not finite"):
@@ -84,11 +82,20 @@ def _run(
         job.with_suffix(".out"),
         exit_file := job.with_suffix(".exit"),
     )
+    timeout = experiment.data.get("resource_args", {}).get("timeout")
+    started = time.monotonic()
     try:
         while (ended := script.poll()) is None:
             for line in script.lines():
                 echo(line)
+            if timeout is not None and time.monotonic() - started > timeout:
+                script.stop()
+                ended = Ended(None, f"it did not end within {timeout:g} s")
+                break
             script.wait()
+        else:
+            if ended.error is not None:
+                raise EngineError(f"{command[0]}: {ended.error}")
         for line in script.lines(rest=True):
             echo(line)
         return ended

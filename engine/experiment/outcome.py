@@ -40,7 +40,7 @@ def judge(ended: Ended, result: Sequence[float] | None, labels: Sequence[str] | 
         labels: the names of the numbers after the score; None: any number of them is right.
     """
     if ended.error is not None:
-        return f"failed: the script cannot be started: {ended.error}"
+        return f"failed: {ended.error}"
     if ended.code is not None and ended.code < 0:
         return f"failed: killed by {_signal(-ended.code)}"
     if ended.code != 0:

@@ -19,6 +19,8 @@ from typing import NamedTuple
 from engine.errors import EngineError
 
 _GUARD = Path(__file__).with_name("guard.py")
+#: The code of a guard that could not write the exit file.
+_UNWRITTEN = 3
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 5.0
 #: Seconds between two looks at a script that runs.
@@ -26,7 +28,7 @@ PAUSE = 0.03
 
 
 class Ended(NamedTuple):
-    """How a script ended: its exit code (negative: a signal), or why it could not be started."""
+    """How a script ended: its exit code (negative: a signal), or why there is none."""
 
     code: int | None
     error: str | None = None
@@ -79,6 +81,8 @@ class Script:
         code = self._guard.poll()
         if code is None:
             return None
+        if code == _UNWRITTEN:
+            return Ended(None, f"its exit code cannot be kept in {self._exit_file}")
         return read_exit(self._exit_file) or Ended(code if code < 0 else -signal.SIGTERM)
 
     def wait(self, seconds: float = PAUSE) -> None:
@@ -122,7 +126,7 @@ def read_exit(path: Path) -> Ended | None:
         return None
     if number in (2, 8):  # ENOENT: its interpreter is missing; ENOEXEC: it names none
         reason += "; its first line must name its program, such as #!/usr/bin/env python"
-    return Ended(None, reason)
+    return Ended(None, f"the script cannot be started: {reason}")
 
 
 def environment_of(

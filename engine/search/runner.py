@@ -20,6 +20,7 @@ from engine.search.layers import layers_of
 from engine.search.ledger import Ledger
 from engine.search.plan import Plan, expand
 from engine.search.storage import errors_told
+from engine.search.study import require_optuna
 from engine.search.trial import RunningTrial
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Runner:
         say: Callable[[str], object] = print,
     ) -> None:
         assert experiment.search is not None, "a one-time experiment has nothing to search"
+        require_optuna()  # before anything is written
         self.experiment = experiment
         self.search = experiment.search
         self.folder = Folder.of(experiment)

@@ -50,7 +50,7 @@ def open_study(
         EngineError: Optuna or what the proposer needs is not installed, or the storage cannot be
             used or holds another plan under this name.
     """
-    optuna = _optuna()
+    optuna = require_optuna()
     search, data = experiment.search, experiment.data
     assert search is not None, "a one-time experiment has no study"
     missing = [name for name in _NEEDS.get(search.proposer, ()) if not _installed(name)]
@@ -92,7 +92,7 @@ def load_study(folder: Folder, storage: str | None = None) -> Study | None:
     Raises:
         EngineError: Optuna is not installed, or the storage that runners share holds no such study.
     """
-    optuna = _optuna()
+    optuna = require_optuna()
     name = folder.read()["experiment"]["name"]
     try:
         study: Study = optuna.load_study(
@@ -209,7 +209,8 @@ def _pruner(search: Search, data: Mapping[str, Any]) -> Any:
     return pruners.NopPruner() if given is None else pruner_of(given)
 
 
-def _optuna() -> Any:
+def require_optuna() -> Any:
+    """Return Optuna, made quiet. EngineError when it is not installed."""
     try:
         import optuna
     except ImportError as error:

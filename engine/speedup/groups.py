@@ -14,7 +14,7 @@ from engine.speedup.records import Place
 from engine.speedup.rules import RULES
 from engine.speedup.shrink import evaluation, refuse_compiled
 from engine.speedup.tracer import Tracer
-from engine.speedup.tracked import Tracked
+from engine.speedup.tracked import Grouped, Tracked
 
 _COLUMNS = (
     nn.ConvTranspose1d,
@@ -170,8 +170,9 @@ def channel_blocks(
         for dim in tracked.dims():
             labels = tracked.labels[dim]
             assert labels is not None
-            shared = grouped is not None and dim == (0 if grouped.transposed else 1)
-            if dim not in tracked.scaled and not shared:
+            if grouped is not None and dim == (0 if grouped.transposed else 1):
+                labels = _shared_inputs(tracer, grouped)
+            if dim not in tracked.scaled and labels is not None:
                 sides.append((tracked, dim, labels))
     if not sides:
         return []
@@ -192,6 +193,18 @@ def channel_blocks(
     _, block_of_class = signature.unique(return_inverse=True)
     rank = _rank_within(block_of_class)
     return _blocks(sides, side, index, block_of_class[of_class], rank[of_class])
+
+
+def _shared_inputs(tracer: Tracer, grouped: Grouped) -> Tensor | None:
+    """Return the labels of what a group reads where those of all groups go together, else None.
+
+    The groups of a convolution share a dimension of its weight: it shrinks where each of them loses
+    the same, which is certain only then.
+    """
+    if grouped.inputs is None or grouped.transposed:
+        return None
+    by_group = tracer.labels.roots(grouped.inputs).view(grouped.groups, -1)
+    return by_group[0] if bool((by_group == by_group[0]).all()) else None
 
 
 def _rank_within(groups: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.analysis import count_flops_params
 from engine.automatic import fit
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, EngineError, PluginError
 from engine.speedup import speedup
 
 X = torch.randn(2, 3, 8, 8)
@@ -162,3 +162,70 @@ def test_the_cost_of_any_plan_is_that_of_the_smaller_model(sparsities):
     pruner = search(model, "amc", evaluator, None, budget="parameters", train_episode=1)
     pruner.compress()
     assert compared[0] == pytest.approx(compared[1], abs=1e-12)
+
+
+class Grouped(nn.Module):
+    """A depthwise and a grouped convolution, each after one that feeds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.second = nn.Conv2d(8, 16, 1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.third = nn.Conv2d(16, 12, 1)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.depthwise(torch.relu(self.first(x))))
+        x = torch.relu(self.grouped(torch.relu(self.second(x))))
+        return self.head(torch.relu(self.third(x)).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """A layer of a transformer, whose norms go on dividing by the sizes that were."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(24, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x.reshape(len(x), 8, 24))).mean(1))
+
+
+@pytest.mark.parametrize(("kind", "layers"), [(Grouped, "Conv2d"), (Encoder, "Linear")])
+@pytest.mark.parametrize("base", ["l1_filter", "fpgm"])
+def test_groups_and_norms_are_counted_as_speedup_leaves_them(kind, layers, base, evaluator):
+    torch.manual_seed(0)
+    net = kind().eval()
+    before = parameters(net)
+    pruner = search(
+        net, "simulated_annealing", evaluator, None,
+        base_algo=base, budget="parameters", sparsity=0.3, op_types=[layers],
+    )  # fmt: skip
+    pruner.compress()
+    removed = pruner.removed({unit.name: pruner.plan.get(unit.name, 0.0) for unit in pruner.units})
+    masked = net.eval()(X)
+    pruner.apply_speedup()
+    assert 1 - parameters(net) / before == pytest.approx(removed, abs=1e-9)
+    assert 0.3 <= removed <= 0.4
+    torch.testing.assert_close(net(X), masked)
+
+
+def test_a_pruner_that_ranks_all_layers_together_is_refused(evaluator):
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        net[4].weight.mul_(0.1)  # all that is asked of both would come from here
+    found = copy.deepcopy(net.state_dict())
+    pruner = search(
+        net, "simulated_annealing", evaluator, None, base_algo="slim", op_types=["BatchNorm2d"]
+    )
+    with pytest.raises(PluginError, match="slim removes 0 of layer") as caught:
+        pruner.compress()
+    assert caught.value.layer == "1"
+    torch.testing.assert_close(net.state_dict(), found)

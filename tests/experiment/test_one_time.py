@@ -73,6 +73,15 @@ def test_a_script_without_a_result_has_failed(tmp_path: Path) -> None:
     assert outcome.status == "failed: the script ended without engine.print_result(score)"
 
 
+def test_a_script_that_hangs_is_ended_at_its_timeout(tmp_path: Path) -> None:
+    code = "import time\nprint('#Auptimizer:0.5', flush=True)\ntime.sleep(60)\n"
+    file = experiment(tmp_path, code, resource_args={"timeout": 0.3})
+    outcome = run_once(read_experiment(file))
+    assert outcome.status == "failed: it did not end within 0.3 s"
+    assert outcome.seconds < 10
+    assert json.loads((tmp_path / "jobs" / "0.result.json").read_text())["status"] == outcome.status
+
+
 def test_arguments_of_the_script_come_before_the_file(tmp_path: Path) -> None:
     file = experiment(tmp_path, "print(sys.argv[1:3])\n" + REPORT, script="train.py --epochs '1 0'")
     assert "['--epochs', '1 0']" in run_once(read_experiment(file)).output.read_text()

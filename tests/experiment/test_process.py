@@ -51,6 +51,13 @@ def test_a_signal_is_a_negative_code(tmp_path: Path) -> None:
     assert end_of(script(tmp_path, "os.kill(os.getpid(), 9)")) == Ended(-signal.SIGKILL)
 
 
+def test_a_script_that_removes_the_folder_of_its_job_was_not_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    ended = end_of(script(folder, f"import shutil; shutil.rmtree({str(folder)!r})"))
+    assert ended == Ended(None, f"its exit code cannot be kept in {folder / 'exit'}")
+
+
 def test_a_guard_that_is_killed_takes_the_script_along(tmp_path: Path) -> None:
     running = script(tmp_path, "print(os.getpid(), os.getppid(), flush=True)\ntime.sleep(60)")
     process, guard = map(int, printed(running).split())

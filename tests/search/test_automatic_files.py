@@ -258,3 +258,13 @@ def test_a_misspelt_key_at_the_top_is_named(
         pointer,
         meant,
     )
+
+
+def test_without_optuna_it_is_named_and_nothing_is_written(
+    experiment: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = experiment()
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["run", str(file)]) == 2
+    assert "pip install 'engine[search]'" in capsys.readouterr().err
+    assert sorted(p.name for p in file.parent.iterdir()) == ["experiment.json", "train.py"]

@@ -11,9 +11,10 @@ from typing import Any
 
 import optuna
 import pytest
-from small_search import SCORE, Make, Silent, alive
+from small_search import HEAD, SCORE, SPACE, Make, Silent, alive
 
 from engine import EngineError
+from engine.cli import main
 from engine.experiment import read_experiment
 from engine.experiment.one_time import run_once
 from engine.search.executors import threads
@@ -306,3 +307,38 @@ def test_a_model_gives_layers_of_a_type_a_value_each(
         compression={"compressor": "level", "config_list": entries},
     )
     assert [each.name for each in runner.plan.parameters] == ["sparsity (0)", "sparsity (2)"]
+
+
+def test_names_and_folders_may_hold_what_means_something_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ördner {x}?a=1#b%20 'c'"
+    folder.mkdir()
+    (folder / "tr ain.py").write_text(HEAD + SCORE)
+    (folder / "tr ain.py").chmod(0o755)
+    name = "<b>Süße</b> {Suche} & mehr"
+    entry = {"op_names": ["a<i>"], "sparsity": SPACE}
+    data = {
+        "name": name, "script": "'tr ain.py'", "resource": "cpu", "n_samples": 2,
+        "compression": {"compressor": "level", "config_list": [entry]},
+    }  # fmt: skip
+    file = folder / "süche.yaml"
+    file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    assert main(["run", str(file)]) == 0
+    assert main(["run", str(file)]) == 0
+    assert "going on: 2 of 2" in capsys.readouterr().out
+    assert main(["report", str(file)]) == 0
+    root = Folder.of(read_experiment(file)).root
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;Süße&lt;/b&gt;" in page
+    assert "<b>Süße" not in page
+    assert "a<i>" not in page
+    best = json.loads((root / "best.json").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    assert main(["run", str(root / "best.json"), "--quiet"]) == 0
+    report = json.loads((root / "report.json").read_text(encoding="utf-8"))
+    values = report["trials"][report["best"]]
+    printed = capsys.readouterr().out
+    assert float(printed.rpartition(" ")[2]) == pytest.approx(values["values"][0], abs=1e-5)
+    (sparsity,) = values["parameters"].values()
+    assert best["compression"]["config_list"] == [{"op_names": ["a<i>"], "sparsity": sparsity}]

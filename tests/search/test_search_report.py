@@ -16,11 +16,12 @@ from engine.cli import main
 from engine.experiment import read_experiment
 from engine.search.folder import Folder
 from engine.search.importance import importances
-from engine.search.plan import Plan
+from engine.search.plan import Plan, expand
 from engine.search.report import collect
 from engine.search.report.charts import Axis
 from engine.search.report.tables import as_csv
 from engine.search.runner import Runner
+from engine.search.storage import file_storage
 
 Search = Callable[..., tuple[Runner, Silent]]
 
@@ -182,3 +183,20 @@ def test_axes_have_a_few_round_ticks_within_them(values: list[float]) -> None:
     assert 2 <= len(ticks) <= 8
     assert all(axis.low <= tick <= axis.high for tick in ticks)
     assert all(0 <= axis.at(value) <= 100 for value in values)
+
+
+def test_a_runner_that_died_before_its_study_was_made_leaves_an_empty_report(
+    experiment: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = read_experiment(experiment())
+    folder = Folder.of(read)
+    with folder.owned():
+        folder.begin(read, Plan.of(expand(read.section)))
+    file_storage(folder.study)  # tables, and no study
+    assert main(["report", str(folder.root)]) == 1
+    printed = capsys.readouterr().out
+    assert "level by random; no trials" in printed
+    assert "no trial has finished" in printed
+    assert json.loads((folder.root / "report.json").read_text())["trials"] == []
+    assert main(["report", str(folder.root), "--json", "--no-files"]) == 1
+    assert json.loads(capsys.readouterr().out)["best"] is None
