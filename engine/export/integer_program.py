@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,8 +29,8 @@ class IntegerProgram(NamedTuple):
 
     Attributes:
         program: takes what the model takes; weights are int8, activations pass
-            ``quantized_decomposed`` operators. The batch size is free from 2 on where the model
-            allows that.
+            ``quantized_decomposed`` operators. Where the model allows that the batch size is free
+            from 2 on, and the length of inputs of integers, such as tokens.
         placements: which operators compute with integers.
         observed: how many tensors got a range from ``batches``.
     """
@@ -108,12 +109,14 @@ def _graph_of(
     """Return the graph of ``model``, and how it was called: with a free batch size if possible."""
     # A size of 1 would be taken for a constant.
     pairs = tuple(map(_twice, args)), {key: _twice(value) for key, value in kwargs.items()}
-    shapes = (*map(_free, pairs[0]), *map(_free, pairs[1].values()))
-    calls = _Calls(*pairs, dict(zip(kwargs, shapes, strict=True)) if kwargs else shapes)
-    try:
-        program = _export(model, calls)
-    except Exception:  # its batch size is a number somewhere
-        calls = _Calls(args, kwargs, None)
+    program, calls = None, _Calls(args, kwargs, None)
+    for free in (_free_text, _free_batch):
+        shapes = (*map(free, pairs[0]), *map(free, pairs[1].values()))
+        tried = _Calls(*pairs, dict(zip(kwargs, shapes, strict=True)) if kwargs else shapes)
+        with contextlib.suppress(Exception):  # a size is a number somewhere in the model
+            program, calls = _export(model, tried), tried
+            break
+    if program is None:
         try:
             program = _export(model, calls)
         except Exception as error:
@@ -139,5 +142,12 @@ def _twice(value: Any) -> Any:
     return value
 
 
-def _free(value: Any) -> Any:
+def _free_batch(value: Any) -> Any:
     return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _free_text(value: Any) -> Any:
+    """Let numbers of tokens, and masks beside them, be of any length, too."""
+    if isinstance(value, Tensor) and value.dim() > 1 and not value.is_floating_point():
+        return {0: Dim.AUTO, 1: Dim.AUTO}
+    return _free_batch(value)

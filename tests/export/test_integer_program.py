@@ -10,7 +10,7 @@ from models import ConvNet, images, mlp
 from torch import nn
 
 from engine import ExportError, Quantizer
-from engine.algorithms import LevelPruner, QAT_Quantizer
+from engine.algorithms import LevelPruner, PTQQuantizer, QAT_Quantizer
 from engine.export.integer_program import integer_program
 
 
@@ -179,3 +179,50 @@ def test_half_precision_is_refused():
     quantizer = quantized(model, perceptron_input().bfloat16())
     with pytest.raises(ExportError, match=r'layer "0" is torch.bfloat16.*\n.*model.float\(\)'):
         integer_program(quantizer, perceptron_input().bfloat16())
+
+
+class Text(nn.Module):
+    """The mean of a text's embedded tokens, by position too, as a sentence encoder has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(20, 8), nn.Embedding(32, 8)
+        self.hidden, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, ids, mask):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.hidden(x).relu() * mask.unsqueeze(2)
+        return self.out(x.sum(1) / mask.sum(1, keepdim=True))
+
+
+class FixedText(Text):
+    """One that has the length in its code: positions are a buffer of that size."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.arange(6))
+
+    def forward(self, ids, mask):
+        return super().forward(ids + 0 * self.order, mask)
+
+
+@pytest.mark.parametrize("cls", [Text, FixedText])
+def test_texts_of_other_lengths_are_taken_where_the_model_takes_them(cls):
+    def inputs(batch, length):
+        mask = torch.ones(batch, length, dtype=torch.long)
+        mask[0, length // 2 :] = 0
+        return torch.randint(0, 20, (batch, length)), mask
+
+    model = cls().eval()
+    config = {"op_types": ["Linear"], "quant_types": ["weight", "input"], "quant_bits": 8}
+    quantizer = PTQQuantizer(model, [config], dummy_input=inputs(2, 6))
+    quantizer.compress()
+    ids, mask = inputs(8, 6)
+    quantizer.calibrate([{"ids": ids, "mask": mask}])
+    program = integer_program(quantizer, inputs(2, 6)).program.module()
+    for batch, length in ((2, 6), (5, 6), (3, 11), (2, 4)):
+        if cls is FixedText and length != 6:
+            continue
+        example = inputs(batch, length)
+        difference = (program(*example) - model(*example)).abs().max()
+        assert difference <= 2 * step_of_input(quantizer, "out")
