@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(search: Search) -> 
     assert name in page.text
     assert "conv<1>" in page.text
     assert page.tags.count("svg") == 2  # layers and history
+    assert re.search(r"\d+ trials in [\d.,]+ s\.", page.text)
 
 
 def test_csv_has_a_line_for_each_trial_and_its_values(search: Search) -> None:
