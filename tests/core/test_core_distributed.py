@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from models import ConvNet, images, train_step
+from processes import reports_of_two
 
 from engine.algorithms import ActivationMeanRankFilterPruner, AGPPruner, LevelPruner
 
@@ -47,20 +48,7 @@ def worker(rank: int, file: str, results) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_masks_are_equal_in_all_processes(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=worker, args=(rank, str(tmp_path / "meet"), results))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        reports = dict(results.get(timeout=60) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(timeout=20)
-            process.kill()
+    reports = reports_of_two(worker, tmp_path / "meet")
     assert reports[0]["statistics"] != reports[1]["statistics"]
     for name in ("activation", "level", "agp"):
         assert reports[0][name] == reports[1][name]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from models import mlp, train_step
+from processes import reports_of_two
 
 from engine.algorithms import LSQPlusQuantizer, PTQQuantizer, QAT_Quantizer
 from engine.quantization.observers import OBSERVERS
@@ -57,20 +58,7 @@ def worker(rank: int, file: str, results) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_ranges_and_learned_steps_are_equal_in_all_processes(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=worker, args=(rank, str(tmp_path / "meet"), results))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        reports = dict(results.get(timeout=60) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(timeout=20)
-            process.kill()
+    reports = reports_of_two(worker, tmp_path / "meet")
     assert reports[0] == reports[1]
     # The average of the processes' moving averages is that of their mean extremes.
     low = high = None
