@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from engine.errors import CheckpointError
-from engine.files import PathLike, write_whole
+from engine.files import PathLike
+from engine.progress_file import ProgressFile, Words
 
-_FORMAT = 1
+_WORDS = Words(
+    kind="the progress file of a sensitivity analysis",
+    other="another analysis; nothing was measured",
+    damaged="remove it, or give another file",
+    foreign="remove it, give another file, or analyse what it was made for",
+)
 
 
 class Progress:
@@ -32,12 +36,11 @@ class Progress:
     """
 
     def __init__(self, path: PathLike | None, settings: Mapping[str, Any]) -> None:
-        self._path = None if path is None else Path(path)
-        self._settings = dict(settings)
+        self._file = None if path is None else ProgressFile(Path(path), settings, _WORDS)
         self.base: float | None = None
         self.layers: dict[str, dict[float, float]] = {}
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
+        if self._file is not None:
+            self._read(self._file)
 
     def set_base(self, metric: float) -> None:
         """Keep the metric of the model as it is."""
@@ -50,53 +53,27 @@ class Progress:
         self._write()
 
     def _write(self) -> None:
-        if self._path is None:
+        if self._file is None:
             return
-        document = {
-            "format": _FORMAT,
-            "settings": self._settings,
-            "base": self.base,
-            "layers": {
-                layer: {repr(sparsity): metric for sparsity, metric in measured.items()}
-                for layer, measured in self.layers.items()
-            },
+        layers = {
+            layer: {repr(sparsity): metric for sparsity, metric in measured.items()}
+            for layer, measured in self.layers.items()
         }
-        text = json.dumps(document, indent=1) + "\n"
-        write_whole(self._path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._file.write({"base": self.base, "layers": layers})
 
-    def _read(self, path: Path) -> None:
+    def _read(self, file: ProgressFile) -> None:
+        document = file.read()
+        if document is None:
+            return
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            known, settings = document["format"], document["settings"]
-            base, layers = document["base"], document["layers"]
-            if known != _FORMAT:
-                raise CheckpointError(f"{path} has format {known!r}; this engine reads {_FORMAT}")
+            base = document["base"]
             self.base = None if base is None else float(base)
             self.layers = {
                 layer: {float(sparsity): float(metric) for sparsity, metric in measured.items()}
-                for layer, measured in layers.items()
+                for layer, measured in document["layers"].items()
             }
-            differing = [key for key in self._settings if settings.get(key) != self._settings[key]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} is not the progress file of a sensitivity analysis: "
-                f"{type(error).__name__}: {error}\n  remove it, or give another file"
-            ) from error
-        if differing:
-            then, now = settings, self._settings
-            lines = [
-                f"  {key}: {_short(then.get(key))} in the file, {_short(now[key])} now"
-                for key in differing
-            ]
-            raise CheckpointError(
-                "\n".join(
-                    [
-                        f"{path} belongs to another analysis; nothing was measured",
-                        *lines,
-                        "  remove it, give another file, or analyse what it was made for",
-                    ]
-                )
-            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise file.damaged(error) from error
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -109,8 +86,3 @@ def fingerprint(model: nn.Module) -> str:
         size = content.numel() * content.element_size()
         digest.update((ctypes.c_char * size).from_address(content.data_ptr()))
     return digest.hexdigest()[:16]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,16 +7,22 @@ trained meanwhile are loaded at the last step that was saved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import CheckpointError, ExportError
-from engine.files import PathLike, load_tensors, save_tensors, write_whole
+from engine.files import PathLike, load_tensors, save_tensors
+from engine.progress_file import ProgressFile, Words
 
-_FORMAT = 1
 _TRIALS, _STATE = "search.json", "search_state.pt"
+_WORDS = Words(
+    kind="the progress of a search",
+    other="another search; nothing was changed",
+    damaged="remove it, or give another experiment_data_dir",
+    foreign="remove the folder, give another experiment_data_dir, or go on with what it was made "
+    "for",
+)
 
 
 class Trial(NamedTuple):
@@ -55,7 +61,7 @@ class Journal:
 
     def __init__(self, folder: PathLike | None, settings: Mapping[str, Any]) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._settings = json.loads(json.dumps(dict(settings)))
+        self._file: ProgressFile | None = None
         self.trials: list[Trial] = []
         self.saved_steps = 0
         self._known: list[Trial] = []
@@ -66,8 +72,8 @@ class Journal:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExportError(f"cannot make {self._folder}: {error.strerror or error}") from error
-        if self._path(_TRIALS).exists():
-            self._read(self._path(_TRIALS))
+        self._file = ProgressFile(self._path(_TRIALS), settings, _WORDS)
+        self._read(self._file)
 
     @property
     def resumed(self) -> int:
@@ -131,54 +137,21 @@ class Journal:
         return self._folder / name
 
     def _write(self) -> None:
+        if self._file is None:
+            return
         # What an earlier run has found and this one has not come to yet stays in the file.
         trials = [*self.trials, *self._known[len(self.trials) :]]
-        if self._folder is None:
-            return
-        document = {
-            "format": _FORMAT,
-            "settings": self._settings,
-            "measured": self._measured,
-            "trials": [trial._asdict() for trial in trials],
-        }
-        text = json.dumps(document, indent=1) + "\n"
-        write_whole(
-            self._path(_TRIALS), lambda temporary: temporary.write_text(text, encoding="utf-8")
-        )
+        listed = [trial._asdict() for trial in trials]
+        self._file.write({"measured": self._measured, "trials": listed})
 
-    def _read(self, path: Path) -> None:
+    def _read(self, file: ProgressFile) -> None:
+        document = file.read()
+        if document is None:
+            return
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            known, settings = document["format"], document["settings"]
             self._known = [Trial(**trial) for trial in document["trials"]]
             self._measured = {str(k): float(v) for k, v in document["measured"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} is not the progress of a search: {type(error).__name__}: {error}\n"
-                "  remove it, or give another experiment_data_dir"
-            ) from error
-        if known != _FORMAT:
-            raise CheckpointError(f"{path} has format {known!r}; this engine reads {_FORMAT}")
-        differing = [key for key in self._settings if settings.get(key) != self._settings[key]]
-        if differing:
-            lines = [
-                f"  {key}: {_short(settings.get(key))} there, {_short(self._settings[key])} now"
-                for key in differing
-            ]
-            raise CheckpointError(
-                "\n".join(
-                    [
-                        f"{path} belongs to another search; nothing was changed",
-                        *lines,
-                        "  remove the folder, give another experiment_data_dir, or go on with what "
-                        "it was made for",
-                    ]
-                )
-            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise file.damaged(error) from error
         if self._path(_STATE).exists():
             self.saved_steps = int(self.load()["steps"])
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
