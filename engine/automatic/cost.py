@@ -40,6 +40,23 @@ class Unit(NamedTuple):
         removable = [prune_count(len(owner), sparsity) for owner in self.group.owner]
         return self.group.choose(torch.arange(self.group.count), removable)
 
+    def gone(self, sparsity: float) -> dict[tuple[int, int], int]:
+        """Return how many indices go, by the id of a parameter and its dimension."""
+        kept = self.channels(sparsity)
+        gone: dict[tuple[int, int], int] = {}
+        if self.group is None or kept is None:
+            return gone
+        first = 0
+        for block in self.group.blocks:
+            mine = ~kept[first : first + block.count]
+            first += block.count
+            for member in block.members:
+                if member.tracked.whole:
+                    continue  # a norm that goes on seeing what was removed, as zeros
+                place = id(member.tensor), member.dim
+                gone[place] = gone.get(place, 0) + int(mine[member.channel].sum())
+        return gone
+
     def removed(self, sparsity: float, filters: bool) -> tuple[int, ...]:
         """Return, by layer, how many of its filters go, or of its weights if not ``filters``."""
         if self.group is not None:
@@ -79,6 +96,8 @@ class Cost:
         self._filters = filters
         self._latency = latency
         self._parts: dict[int, _Part] = {}
+        #: What goes of each parameter, by unit and numbers of filters: fitting asks over and over.
+        self._counted: dict[tuple[str, tuple[int, ...]], dict[tuple[int, int], int]] = {}
         if filters and budget in ("parameters", "flops"):
             self._parts = {
                 id(parameter): _Part(tuple(parameter.shape), price)
@@ -125,23 +144,21 @@ class Cost:
     def _left(self, plan: Mapping[str, float]) -> float:
         gone: dict[tuple[int, int], int] = {}
         for name, unit in self.units.items():
-            kept = unit.channels(plan.get(name, 0.0))
-            if unit.group is None or kept is None:
-                continue
-            first = 0
-            for block in unit.group.blocks:
-                mine = ~kept[first : first + block.count]
-                first += block.count
-                for member in block.members:
-                    if member.tracked.whole:
-                        continue  # a norm that goes on seeing what was removed, as zeros
-                    place = id(member.tensor), member.dim
-                    gone[place] = gone.get(place, 0) + int(mine[member.channel].sum())
+            for place, count in self._gone_of(unit, plan.get(name, 0.0)).items():
+                gone[place] = gone.get(place, 0) + count
         left = 0.0
         for key, part in self._parts.items():
             sizes = [size - gone.get((key, dim), 0) for dim, size in enumerate(part.shape)]
             left += part.price * math.prod(sizes)
         return left
+
+    def _gone_of(self, unit: Unit, sparsity: float) -> dict[tuple[int, int], int]:
+        """Return :meth:`Unit.gone`, counted once for each number of filters that may go."""
+        owners = unit.group.owner if unit.group is not None else []
+        key = unit.name, tuple(prune_count(len(owner), sparsity) for owner in owners)
+        if key not in self._counted:
+            self._counted[key] = unit.gone(sparsity)
+        return self._counted[key]
 
 
 class _Part(NamedTuple):
