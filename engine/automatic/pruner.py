@@ -19,6 +19,7 @@ from engine.automatic.snapshot import Snapshot
 from engine.automatic.trial_masks import TrialMasks
 from engine.compressor import Compressor
 from engine.hookspecs import hookimpl
+from engine.pruning.example import arguments_of
 from engine.schedule import Schedule
 from engine.stack import placeholder
 from engine.wrapper import Wrapper
@@ -139,8 +140,7 @@ class AutomaticPruner(Schedule):
         if known is not None:
             return Attempt(known, dict(plan), epochs, None)
         with self._masks.tried(layers):
-            for epoch in range(epochs):
-                self._user.train(self.bound_model, epoch)
+            self._fine_tune(epochs)
             state = Snapshot(self) if keep and epochs else None
             metric = self._user.evaluate(self.bound_model)
         trial = self._journal.add(what, layers, metric, self.removed(plan))
@@ -158,8 +158,7 @@ class AutomaticPruner(Schedule):
                 attempt.state.restore()
                 return
             self.set_plan(attempt.plan)
-            for epoch in range(attempt.epochs):
-                self._user.train(self.bound_model, epoch)
+            self._fine_tune(attempt.epochs)
 
         self.once(work)
 
@@ -285,7 +284,7 @@ class AutomaticPruner(Schedule):
     # -- inside --------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        example = self._example()
+        example = arguments_of(self.dummy_input)
         self.units = find_units(self, example if self.base.dependency_aware else None)
         self._cost = Cost(
             self.bound_model,
@@ -306,9 +305,10 @@ class AutomaticPruner(Schedule):
         """Raise EngineError when no plan can remove what shall go."""
         fit(self.strongest, self.removed, self.target, steps=0)
 
-    def _example(self) -> tuple[Any, Mapping[str, Any] | None]:
-        given = self.dummy_input
-        return ((), given) if isinstance(given, Mapping) else (given, None)
+    def _fine_tune(self, epochs: int) -> None:
+        """Train a candidate: no epochs of the training that the masks are made for."""
+        for epoch in range(epochs):
+            self._user.train(self.bound_model, epoch)
 
     def _settings(self) -> dict[str, Any]:
         own = self.plugin.schema["properties"] if self.plugin is not None else {}
@@ -332,7 +332,7 @@ class AutomaticPruner(Schedule):
             return known
         from engine.analysis import compare_latency
 
-        example = self._example()
+        example = arguments_of(self.dummy_input)
         with self._masks.tried(self.layers_of(plan)):
             small = smaller_copy(self.bound_model, *example)
         with self._masks.tried({}):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -50,3 +52,13 @@ class Snapshot:
         for part in pruner._participants():
             part.epoch = self._epoch
         pruner._refresh_companions()
+
+
+@contextmanager
+def restored(pruner: AutomaticPruner) -> Iterator[None]:
+    """Put everything back when what is inside ends."""
+    before = Snapshot(pruner)
+    try:
+        yield
+    finally:
+        before.restore()

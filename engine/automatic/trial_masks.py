@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.automatic.snapshot import Snapshot
+from engine.automatic.snapshot import restored
 from engine.blame import describe
 from engine.errors import PluginError
 
@@ -56,27 +56,21 @@ class TrialMasks:
     @contextmanager
     def tried(self, layers: Mapping[str, float]) -> Iterator[None]:
         """Mask the model within; afterwards it is as before, whatever was trained."""
-        before = Snapshot(self._pruner)
-        try:
+        with restored(self._pruner):
             self.set(layers)
             yield
-        finally:
-            before.restore()
 
     def of_weights(
         self, weights: Mapping[str, Tensor], layers: Mapping[str, float]
     ) -> dict[str, Tensor]:
         """Return other weights, by layer, as sparsities would mask them."""
         wrappers = [w for w in self._pruner.wrappers if w.name in weights]
-        before = Snapshot(self._pruner)
-        try:
+        with restored(self._pruner):
             with torch.no_grad():
                 for wrapper in wrappers:
                     wrapper.weight.copy_(weights[wrapper.name])
             self.set(layers)
             return {w.name: w.weight.detach().clone() for w in wrappers}
-        finally:
-            before.restore()
 
     def _check_obeyed(self, layers: Mapping[str, float]) -> None:
         """Raise PluginError where masks are not the plan's: the search would be about nothing."""

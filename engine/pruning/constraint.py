@@ -13,6 +13,7 @@ from engine.hookspecs import hookimpl
 from engine.pruner import Pruner
 from engine.pruning.bound import Group, bound_groups
 from engine.pruning.channels import Channels
+from engine.pruning.example import arguments_of
 from engine.pruning.masks import prune_count, wide
 from engine.pruning.structured import FilterPruner
 from engine.wrapper import Wrapper
@@ -77,9 +78,7 @@ class GroupConstraint:
             raise ConfigError([problem], type(compressor).__name__)
         self._pruner = compressor
         self.model = model
-        self.example = args, kwargs = (
-            ((), example) if isinstance(example, Mapping) else (example, None)
-        )
+        self.example = args, kwargs = arguments_of(example)
         try:
             self.groups = bound_groups(model, compressor.wrappers, args, kwargs)
         except (PluginError, ConfigError):
