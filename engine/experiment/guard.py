@@ -26,46 +26,40 @@ _PR_SET_PDEATHSIG = 1
 _UNWRITTEN = 3
 
 
-class _StopError(BaseException):
-    """The runner has told the guard to stop, or has ended."""
-
-
 def main(arguments: list[str]) -> int:
     """Run the command and return 0, 1 when told to stop, or 3 without an exit file."""
     runner, exit_file, folder, grace, *command = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    # Waited for, not handled: a handler that raises while Popen asks for the exit code loses it,
+    # and Popen then says 0, even of a script that was killed.
+    news = {signal.SIGTERM, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, news | {signal.SIGINT})
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # what is ignored is not queued
     prctl = _prctl()
     prctl(signal.SIGTERM)
-    process = None
+
+    def begin() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        prctl(signal.SIGKILL)
+
+    if os.getppid() != int(runner):
+        return 1  # the runner ended before it could be watched
     try:
-        if os.getppid() != int(runner):
-            return 1  # the runner ended before it could be watched
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            process_group=0,
-            preexec_fn=lambda: prctl(signal.SIGKILL),
+            command, cwd=folder, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=begin
         )
-        code = process.wait()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _kill(process.pid, signal.SIGKILL)
-        _write(exit_file, {"code": code})
     except OSError as error:
         _write(exit_file, {"error": error.strerror or str(error), "errno": error.errno})
-    except _StopError:
-        if process is not None and (ended := process.poll()) is not None:
-            _write(exit_file, {"code": ended})  # it had ended by itself, just before
-        elif process is not None:
-            _end(process, float(grace))
+        return 0
+    told = False
+    while process.poll() is None and not told:
+        told = signal.sigwait(news) == signal.SIGTERM
+    code = process.poll()  # it may have ended by itself, just before
+    if code is None:
+        _end(process, float(grace))
         return 1
+    _kill(process.pid, signal.SIGKILL)
+    _write(exit_file, {"code": code})
     return 0
-
-
-def _stop(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _StopError
 
 
 def _prctl() -> Any:
