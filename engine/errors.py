@@ -6,13 +6,14 @@ Everything a person may want to handle in code is an attribute, not only text.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like ``name``, or None when nothing is close."""
+    import difflib  # only when something is wrong: it takes longer than the rest of this module
+
     by_lower = {str(candidate).lower(): str(candidate) for candidate in known}
     matches = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[matches[0]] if matches else None

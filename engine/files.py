@@ -6,7 +6,6 @@ torch is imported where tensors are read or written: writing a text file does no
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
     Raises:
         ExportError: the folder does not exist or cannot be written, or the disk is full.
     """
+    import tempfile  # reading a configuration imports this module and writes nothing
+
     try:
         # A link stays a link: what it points to is replaced.
         target = Path(path).resolve()

@@ -1,15 +1,16 @@
 """Start-up cost of the command line: CPU time of a process, relative to ``python -c pass``.
 
-    python docs/benchmarks/startup.py [ROUNDS]
+    python docs/benchmarks/startup.py [--rounds 15]
 
-Each case runs as a process of its own, all cases in turn, ROUNDS times; the minimum counts. The
-processes run in a temporary environment that finds the engine and its dependencies by plain paths:
-the import hook of an editable install would make ``python -c pass`` itself slower, and every ratio
-look better than it is.
+Each case runs as a process of its own, all cases in turn, for so many rounds; the minimum counts.
+The processes run in a temporary environment that finds the engine and its dependencies by plain
+paths: the import hook of an editable install would make ``python -c pass`` itself slower, and every
+ratio look better than it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import sysconfig
@@ -110,7 +111,9 @@ def seconds(command: list[str], extra_path: str) -> tuple[float, int]:
 
 def main() -> None:
     """Print the table."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python = environment(folder / "environment")

@@ -71,7 +71,9 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run = None
-    for command, (module_name, summary) in COMMANDS.items():
+    # A parser takes a while to make; only the list of commands needs one for each.
+    needed = COMMANDS if name is None or arguments[0] != name else {name: COMMANDS[name]}
+    for command, (module_name, summary) in needed.items():
         below = commands.add_parser(command, help=summary, description=summary.capitalize() + ".")
         if command == name:
             module = import_module(module_name)

@@ -43,6 +43,9 @@ class Catalog:
             if not values:
                 self.plugins.append(Plugin(entry, self._judge))
             values.append(entry.value)
+        self._wanting: dict[tuple[str, str], list[Plugin]] = {}
+        for plugin in self.plugins:
+            self._wanting.setdefault((plugin.group, plugin.name), []).append(plugin)
         pairs = (item.partition("=") for item in prefer.split(","))
         self._prefer = {name.strip(): normalised(dist.strip()) for name, _, dist in pairs if dist}
         self._block = {item.strip() for item in block.split(",") if item.strip()}
@@ -72,10 +75,8 @@ class Catalog:
             return plugin.fault.status, plugin.fault.reason
         rivals = [
             other
-            for other in self.plugins
-            if other is not plugin
-            and (other.group, other.name) == (plugin.group, plugin.name)
-            and not self._blocked(other)
+            for other in self._wanting[plugin.group, plugin.name]
+            if other is not plugin and not self._blocked(other)
         ]
         picked = self._prefer.get(plugin.name)
         if picked and any(normalised(each.distribution) == picked for each in [plugin, *rivals]):
