@@ -52,9 +52,15 @@ class Wrapper(nn.Module):
         self.register_buffer("bias_mask", None)
         self._own = frozenset(self.__dict__) - {"sparsity"}
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
+    def __getattr__(self, name: str) -> Any:
+        """Return a buffer or parameter, brought to its layer's device if the model has moved."""
+        value = super().__getattr__(name)
+        if isinstance(value, Tensor) and value.device != (device := self.device):
+            if name in self._parameters:  # in place: an optimizer may hold it
+                value.data = value.data.to(device)
+            else:
+                value = self._buffers[name] = value.to(device)
+        return value
 
     def attributes(self) -> dict[str, Any]:
         """Return what algorithms keep on the wrapper beside buffers: ``sparsity`` and their own."""
@@ -76,6 +82,7 @@ class Wrapper(nn.Module):
     def set_attribute(self, name: str, value: Any) -> None:
         """Set ``value`` on the wrapper; a tensor becomes a buffer, cloned, on the layer's device.
 
+        Read as ``wrapper.name`` it is there also after the model has moved to another device.
         A list, dict or set is copied too, so that no two wrappers fill the same one.
         """
         if isinstance(value, Tensor):
@@ -92,8 +99,9 @@ class Wrapper(nn.Module):
         """Add a parameter of the algorithm's own, trained by the optimizer that trains the model.
 
         It joins the parameter group of the layer's weight when the compressor is attached, is saved
-        with the compressor, and has its gradient averaged over processes. Read it with
-        :meth:`learned` where the model may have moved to another device.
+        with the compressor, and has its gradient averaged over processes. Read it as
+        ``wrapper.name``, or with :meth:`learned` where activations may be on another device than
+        the layer.
 
         Args:
             name: the attribute's name; not that of a mask or another attribute.
@@ -111,6 +119,9 @@ class Wrapper(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the layer's parameters are (the CPU for a layer without any)."""
+        for parameter in self.module._parameters.values():
+            if parameter is not None:
+                return parameter.device
         for parameter in self.module.parameters():
             return parameter.device
         return torch.device("cpu")

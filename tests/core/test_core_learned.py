@@ -134,3 +134,28 @@ def test_it_joins_the_group_of_its_layers_weight_or_else_the_first(where):
     last = quantizer.get_modules_wrapper()[-1].gain
     (group,) = [g for g in optimizer.param_groups if any(p is last for p in g["params"])]
     assert group is optimizer.param_groups[-1]
+
+
+def test_what_an_algorithm_keeps_follows_its_layer_to_another_device():
+    model = mlp(4, 3)
+    quantizer = attached(model)
+    quantizer.set_wrappers_attribute("statistic", torch.zeros(3))
+    (wrapper, *_) = quantizer.get_modules_wrapper()
+    assert wrapper.statistic.device.type == "cpu"
+    model.to("meta")  # a device that is everywhere
+    assert wrapper.statistic.device.type == "meta"
+    wrapper.statistic += 1
+    assert quantizer.state_dict()["wrappers"][wrapper.name]["buffers"]["statistic"].is_meta
+
+
+def test_a_group_of_their_own_gives_them_a_learning_rate_of_their_own():
+    model = mlp(4, 3)
+    quantizer = attached(model)
+    own = [wrapper.gain for wrapper in quantizer.get_modules_wrapper()]
+    groups = [{"params": model.parameters()}, {"params": own, "lr": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    before = [gain.item() for gain in own]
+    train_step(model, optimizer, torch.randn(5, 4))
+    assert [gain.item() for gain in own] == before
+    assert all(gain.grad is None for gain in own), "they were in a step, and cleared"
+    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
