@@ -9,7 +9,6 @@ unmasked, and what was removed can come back. Such a mask is soft; it is baked i
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,16 +19,17 @@ from engine import export, registry
 from engine.blame import Verify
 from engine.checkpoint import load_model
 from engine.compressor import Compressor
-from engine.computed import Stage, compute_weight, is_computed, plain_weight
 from engine.errors import PluginError
 from engine.masking import (
-    MASKED_BY,
-    MaskedWeight,
     RemovedWeights,
     agree_between_processes,
+    calculated,
     checked_masks,
     fraction,
+    hold,
     in_config,
+    let_go,
+    put_in_place,
     tied_layers,
 )
 from engine.stack import Stack, describe, placeholder
@@ -38,9 +38,6 @@ from engine.wrapper import Wrapper
 if TYPE_CHECKING:
     from engine.pruning.companions import Companion
     from engine.speedup import SpeedupReport
-
-#: Wrappers in use by a pruner; the wrapper that a copied or unpickled layer brings along is not.
-_in_use: weakref.WeakSet[Wrapper] = weakref.WeakSet()
 
 
 class Pruner(Compressor):
@@ -189,36 +186,18 @@ class Pruner(Compressor):
         assert calculate is not None  # _require has checked
         provider = stack.provider("calc_mask")
         one_shot = getattr(provider, "one_shot", False)
-        asked: list[tuple[int, Wrapper, float]] = []
-        for index, wrapper in enumerate(self.wrappers):
-            if id(wrapper) not in self._tied:
-                target = ask(wrapper, self.epoch)
-                if target is not None:
-                    asked.append((index, wrapper, fraction(target, self, wrapper)))
+        asked = [
+            (index, wrapper, fraction(target, self, wrapper))
+            for index, wrapper in enumerate(self.wrappers)
+            if id(wrapper) not in self._tied and (target := ask(wrapper, self.epoch)) is not None
+        ]
         self.asked = {id(wrapper): target for _, wrapper, target in asked}
         self.mask_round += 1
-        fresh: list[tuple[Wrapper, float, dict[str, Tensor]]] = []
-        waiting = False
-        with in_config(asked):
-            for index, wrapper, target in asked:
-                if one_shot and not every_layer and wrapper.sparsity == target:
-                    continue
-                masks = calculate(wrapper, target, index)
-                if masks is None:
-                    waiting = True
-                else:
-                    fresh.append((wrapper, target, checked_masks(masks, wrapper, provider)))
-        for wrapper, target, masks in fresh:
-            wrapper.sparsity = target
-            for name, mask in masks.items():
-                wrapper.register_buffer(name, mask)
-        for wrapper in self.wrappers:
-            owner = self._tied.get(id(wrapper))
-            if owner is not None:
-                wrapper.sparsity = owner.sparsity
-                wrapper.register_buffer("weight_mask", owner.weight_mask)
+        again = every_layer or not one_shot
+        fresh, waiting = calculated(calculate, provider, asked, again=again)
+        put_in_place(fresh, self.wrappers, self._tied)
         self._due = waiting or not one_shot
-        agree_between_processes(fresh)
+        agree_between_processes([masks for _, _, masks in fresh])
         self._refresh_companions()
         self.apply_masks()
         if fresh:
@@ -350,32 +329,10 @@ class Pruner(Compressor):
 
     def _attach(self, stack: Stack) -> None:
         self._tied = tied_layers(self.wrappers, describe(self))
-        for wrapper in self.wrappers:
-            other = wrapper.module.__dict__.get(MASKED_BY)
-            if other in _in_use:
-                raise PluginError(
-                    f'layer "{wrapper.name}" is already masked by another pruner; unwrap() that '
-                    "one first, or compose the two as a stack",
-                    plugin=describe(self),
-                    layer=wrapper.name,
-                )
-        for wrapper in self.wrappers:
-            if MASKED_BY in wrapper.module.__dict__:
-                plain_weight(wrapper.module, Stage.MASK)
-            wrapper.module.__dict__[MASKED_BY] = wrapper
-            _in_use.add(wrapper)
-            if wrapper.weight_mask is None:
-                wrapper.register_buffer("weight_mask", torch.ones_like(wrapper.weight.detach()))
-            wrapper.__dict__["straight_through"] = self.straight_through
-            if self.straight_through or is_computed(wrapper.module, Stage.QUANTIZE):
-                compute_weight(wrapper.module, Stage.MASK, MaskedWeight(wrapper))
+        hold(self.wrappers, describe(self), straight_through=self.straight_through)
 
     def _detach(self) -> None:
-        for wrapper in self.wrappers:
-            _in_use.discard(wrapper)
-            if wrapper.module.__dict__.get(MASKED_BY) is wrapper:
-                del wrapper.module.__dict__[MASKED_BY]
-                plain_weight(wrapper.module, Stage.MASK)
+        let_go(self.wrappers)
 
     def _optimizer_stepped(self) -> None:
         if not self._trained:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from engine.wrapper import Wrapper
 
 
 @contextmanager
-def in_config(asked: list[tuple[int, Wrapper, float]]) -> Iterator[None]:
+def in_config(asked: Sequence[tuple[int, Wrapper, float]]) -> Iterator[None]:
     """Let ``wrapper.config["sparsity"]`` be what is asked now, for algorithms that read it there.
 
     So a schedule drives also an algorithm whose ``calc_mask`` takes no ``sparsity``.
