@@ -5,7 +5,8 @@ from engine.automatic.annealing import anneal
 from engine.automatic.cost import Cost, Unit
 from engine.automatic.fitting import fit
 from engine.automatic.journal import Trial
-from engine.automatic.pruner import Attempt, AutomaticPruner, Plan
+from engine.automatic.pruner import AutomaticPruner, Plan
+from engine.automatic.snapshot import Attempt
 
 __all__ = [
     "ADMMSearch",

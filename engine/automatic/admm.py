@@ -103,7 +103,12 @@ class ADMMSearch(AutomaticPruner):
         for number in range(iterations):
             self.once(partial(self._iterate, number, epochs, rho * growth**number, label))
         self._admm = None
-        self.once(partial(self.set_plan, plan))
+
+        def work() -> None:
+            self.set_plan(plan)
+            self.reconstruct()
+
+        self.once(work)
 
     def before_step(self) -> None:
         """Add the penalty's gradient; the loss stays the trainer's own."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.automatic.pruner import Attempt, AutomaticPruner
+    from engine.automatic.pruner import AutomaticPruner
+    from engine.automatic.snapshot import Attempt
 
 #: Random plans that are tried first: the spread of their metrics is the scale of the temperature.
 _FIRST = 8

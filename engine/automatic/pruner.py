@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from engine.automatic.journal import Journal, Trial
 from engine.automatic.layers import find_units, removes_filters, smaller_copy
 from engine.automatic.needs import checked_user_code
 from engine.automatic.results import config_list, trials_table, write_results
-from engine.automatic.snapshot import Snapshot
+from engine.automatic.snapshot import Attempt, Snapshot
 from engine.automatic.trial_masks import TrialMasks
 from engine.compressor import Compressor
 from engine.hookspecs import hookimpl
+from engine.pruning import Reconstruction
 from engine.pruning.example import arguments_of
 from engine.schedule import Schedule
 from engine.stack import placeholder
@@ -46,6 +47,9 @@ class AutomaticPruner(Schedule):
         optimizer: the optimizer that ``trainer`` uses.
         evaluator: ``evaluator(model)`` returns a number that says how good the model is.
         trainer: ``trainer(model, optimizer, epoch)`` trains for one epoch.
+        reconstruction_batches: inputs on which the layers of each candidate are fitted to the
+            dense model's before it is trained or evaluated, see
+            :class:`engine.pruning.Reconstruction`.
         **arguments: as for any schedule; ``dummy_input`` for layers bound together, and for
             budgets other than weights.
     """
@@ -64,10 +68,16 @@ class AutomaticPruner(Schedule):
     fine_tune_epochs: int | None = None
 
     def __init__(
-        self, *args: Any, evaluator: Any = None, trainer: Any = None, **kwargs: Any
+        self,
+        *args: Any,
+        evaluator: Any = None,
+        trainer: Any = None,
+        reconstruction_batches: Iterable[Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.evaluator = evaluator
         self.trainer = trainer
+        self.reconstruction_batches = reconstruction_batches
         #: The sparsity of each layer; those that are not in it lose nothing.
         self.plan: dict[str, float] = {}
         super().__init__(*args, **kwargs)
@@ -75,6 +85,7 @@ class AutomaticPruner(Schedule):
         self._steps = 0
         self._journal = Journal(None, {})
         self._restored = False
+        self._reconstruction: Reconstruction | None = None
 
     # -- what a subclass implements, and what it has for that ----------------------------------
 
@@ -185,6 +196,11 @@ class AutomaticPruner(Schedule):
             self.update_epoch(epoch)
             self._user.train(self.bound_model, epoch)
 
+    def reconstruct(self) -> None:
+        """Fit the layers to what they put out before the search, if there are batches for that."""
+        if self._reconstruction is not None and self.plan:
+            self._reconstruction.apply()
+
     def once(self, work: Callable[[], None]) -> None:
         """Do a step that changes the model, or load what it made if an earlier run has done it."""
         self._steps += 1
@@ -231,6 +247,8 @@ class AutomaticPruner(Schedule):
             return super().compress()
         self._user = checked_user_code(self)
         self._prepare()
+        if self.reconstruction_batches is not None:
+            self._reconstruction = Reconstruction(self.bound_model, self.reconstruction_batches)
         super().compress()
         found = Snapshot(self)
         try:
@@ -278,8 +296,9 @@ class AutomaticPruner(Schedule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the user's functions out of a pickled model."""
-        names = ("evaluator", "trainer", "_user", "_cost", "_masks")
-        return {**super().__getstate__(), **dict.fromkeys(names), "units": []}
+        own = ("evaluator", "trainer", "reconstruction_batches")
+        made = ("_reconstruction", "_user", "_cost", "_masks")
+        return {**super().__getstate__(), **dict.fromkeys((*own, *made)), "units": []}
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -306,7 +325,8 @@ class AutomaticPruner(Schedule):
         fit(self.strongest, self.removed, self.target, steps=0)
 
     def _fine_tune(self, epochs: int) -> None:
-        """Train a candidate: no epochs of the training that the masks are made for."""
+        """Fit and train a candidate: no epochs of the training that the masks are made for."""
+        self.reconstruct()
         for epoch in range(epochs):
             self._user.train(self.bound_model, epoch)
 
@@ -318,6 +338,7 @@ class AutomaticPruner(Schedule):
             "model": fingerprint(self.bound_model),
             "layers": {w.name: w.config["sparsity"] for w in self.wrappers},
             "units": [[w.name for w in unit.wrappers] for unit in self.units],
+            "reconstruction": self.reconstruction_batches is not None,
             **{
                 name: getattr(self, name)
                 for name in own
@@ -359,17 +380,3 @@ class AutomaticPruner(Schedule):
             f"{trial.number:4d}  {trial.what:<32}  removed {trial.removed:.4f}  "
             f"metric {trial.metric:.6g}"
         )
-
-
-class Attempt:
-    """A trial, and what is needed to make the model what it was in it."""
-
-    def __init__(
-        self, trial: Trial, plan: dict[str, float], epochs: int, state: Snapshot | None
-    ) -> None:
-        self.trial = trial
-        self.metric = trial.metric
-        self.removed = trial.removed
-        self.plan = plan
-        self.epochs = epochs
-        self.state = state

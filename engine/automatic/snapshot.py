@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from engine.analysis.example import State
+from engine.automatic.journal import Trial
 
 if TYPE_CHECKING:
     from engine.automatic.pruner import AutomaticPruner
@@ -52,6 +53,20 @@ class Snapshot:
         for part in pruner._participants():
             part.epoch = self._epoch
         pruner._refresh_companions()
+
+
+class Attempt:
+    """A trial, and what is needed to make the model what it was in it."""
+
+    def __init__(
+        self, trial: Trial, plan: dict[str, float], epochs: int, state: Snapshot | None
+    ) -> None:
+        self.trial = trial
+        self.metric = trial.metric
+        self.removed = trial.removed
+        self.plan = plan
+        self.epochs = epochs
+        self.state = state
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""What a convolution or linear layer sees at single places of its output, as rows of a matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def positions(module: nn.Module, output: Tensor, points: int, generator: torch.Generator) -> Tensor:
+    """Return places of an output, drawn without repetition: ``points`` times the examples.
+
+    Args:
+        module: the layer.
+        output: what it put out: (N, C, ...) of a convolution, (..., C) of a linear layer.
+        points: how many for each example, fewer where there are no more.
+        generator: draws them; on the CPU.
+
+    Returns:
+        int64, ascending: an example's number times its places, plus the place within it, the last
+        dimension running fastest.
+    """
+    batched = _batched(module, output)
+    examples = len(batched)
+    each = batched[0].numel() // _channels(module) if examples else 0
+    chosen = torch.randperm(examples * each, generator=generator)[: examples * points]
+    return chosen.sort().values.to(output.device)
+
+
+def outputs_at(module: nn.Module, output: Tensor, places: Tensor) -> Tensor:
+    """Return the output at ``places``: (places, output channels)."""
+    batched = _batched(module, output)
+    if isinstance(module, nn.Linear):
+        return batched.flatten(0, -2)[places]
+    return batched.flatten(2).transpose(1, 2).flatten(0, 1)[places]
+
+
+def patches_at(module: nn.Module, value: Tensor, places: Tensor) -> Tensor:
+    """Return the inputs that the outputs at ``places`` are weighted sums of.
+
+    Args:
+        module: a convolution, not transposed, or a linear layer.
+        value: its input.
+        places: of :func:`positions`.
+
+    Returns:
+        (places, groups, columns), columns in the order of ``weight.flatten(1)``.
+    """
+    batched = _batched(module, value)
+    if isinstance(module, nn.Linear):
+        return batched.flatten(0, -2)[places][:, None]
+    layer: Any = module
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(batched, layer._reversed_padding_repeated_twice, mode=mode)
+    sizes = padded.shape[2:]
+    geometry = list(zip(sizes, layer.kernel_size, layer.stride, layer.dilation, strict=True))
+    counts = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in geometry]
+    example = places // math.prod(counts)
+    rest = places % math.prod(counts)
+    start = torch.zeros_like(places)
+    offset = places.new_zeros(1)
+    pitch = 1
+    # From the last dimension up: where a window begins, and the steps within one.
+    for (size, k, s, d), count in reversed(list(zip(geometry, counts, strict=True))):
+        start += (rest % count) * s * pitch
+        rest = rest // count
+        steps = torch.arange(k, device=places.device) * d * pitch
+        offset = (steps[:, None] + offset).flatten()
+        pitch *= size
+    seen = padded.flatten(2)[example[:, None], :, start[:, None] + offset]  # (places, K, C)
+    return seen.transpose(1, 2).reshape(len(places), layer.groups, -1)
+
+
+def _batched(module: nn.Module, value: Tensor) -> Tensor:
+    """Return a value with a dimension of examples in front."""
+    dims = 2 if isinstance(module, nn.Linear) else module.weight.dim()  # type: ignore[operator]
+    return value[None] if value.dim() < dims else value
+
+
+def _channels(module: nn.Module) -> int:
+    return len(module.weight)  # type: ignore[arg-type]
