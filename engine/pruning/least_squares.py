@@ -18,7 +18,7 @@ class Errors(NamedTuple):
 
 
 class LayerProblem:
-    """The normal equations for the change of a layer's weight and bias, gathered in float64.
+    """The normal equations for the change of a layer's weight and bias, in float64.
 
     One system for each group: (groups, columns, columns), a column of ones last where there is a
     bias. A weight that is zero stays zero. Filters whose weights are all zero are no part of it.
@@ -45,16 +45,18 @@ class LayerProblem:
 
     def add(self, seen: Tensor, wanted: Tensor) -> None:
         """Add samples: inputs (samples, groups, columns), outputs (samples, output channels)."""
-        x = seen.double().transpose(0, 1)
+        # Sums of one batch in the model's precision: damping is far above their rounding.
+        dtype = torch.promote_types(seen.dtype, torch.float32)
+        x = seen.to(dtype).transpose(0, 1)
         if self._bias is not None:
             x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         live = self._live[:, None]
-        y = wanted.double().view(len(wanted), len(x), -1).transpose(0, 1) * live
-        missing = y - (x @ self._current.mT) * live
+        y = wanted.to(dtype).view(len(wanted), len(x), -1).transpose(0, 1) * live
+        missing = y - (x @ self._current.to(dtype).mT) * live
         self._gram += x.mT @ x
         self._cross += missing.mT @ x
-        self._missing += float(missing.square().sum())
-        self._wanted += float(y.square().sum())
+        self._missing += float(missing.double().square().sum())
+        self._wanted += float(y.double().square().sum())
 
     def solve(self, damping: float) -> tuple[Tensor, Errors]:
         """Return the change, (groups, filters of a group, columns), and the relative errors.
