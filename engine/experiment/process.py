@@ -28,10 +28,14 @@ PAUSE = 0.03
 
 
 class Ended(NamedTuple):
-    """How a script ended: its exit code (negative: a signal), or why there is none."""
+    """How a script ended: its exit code (negative: a signal), or why there is none.
+
+    ``lost``: its machine could not be used or was lost, which says nothing of the script.
+    """
 
     code: int | None
     error: str | None = None
+    lost: bool = False
 
 
 class Script:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 from engine import config
 from engine.config import Document, Search, Settings
 from engine.config.check import without_flags
+from engine.config.plain import escape
 from engine.errors import ConfigError, Problem, nearest
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NEEDS = (
     "it needs: name, script, resource (cpu, gpu, passive or node), compression; a compression "
     "section by itself is what engine.create_compressor takes"
@@ -129,7 +132,20 @@ def _runs(document: Document, problems: list[Problem]) -> tuple[list[str], Path]
     if data.get("resource") == "node" and not named:
         needs = 'resource_args: {nodes: ["user@host"]}'
         problems.append(document.problem("node needs the names of machines", "/resource", needs))
+    if not any(pointer.startswith("/runtime_args") for pointer in told):
+        _check_environment(document, problems)
     return command, folder
+
+
+def _check_environment(document: Document, problems: list[Problem]) -> None:
+    """Add a problem for each variable that no process, or no shell on a node, can be given."""
+    for key, value in document.data.get("runtime_args", {}).get("env", {}).items():
+        pointer = f"/runtime_args/env/{escape(key)}"
+        if not _VARIABLE.fullmatch(key):
+            needs = "letters, digits and underscores, such as DATA_FOLDER"
+            problems.append(document.problem(f'no variable is called "{key}"', pointer, needs))
+        elif "\0" in value:
+            problems.append(document.problem("the value holds a NUL character", pointer))
 
 
 def _command(document: Document, folder: Path, problems: list[Problem]) -> list[str]:

@@ -95,21 +95,33 @@ class Folder:
                 raise EngineError(f"cannot write {self.root}: {error.strerror}") from error
             yield
 
-    def begin(self, experiment: Experiment, plan: Plan) -> None:
+    def begin(self, experiment: Experiment, plan: Plan, *, shared: bool = False) -> None:
         """Keep the experiment as it is begun, or check that it is the one that was.
 
         Everything but the name, the compression section, the model, the targets and the labels may
         change between runs: the number of samples, the script, the resource.
 
+        Args:
+            experiment: the experiment.
+            plan: what is searched.
+            shared: whether its study is in a storage that runners share. Two studies would both
+                count their trials from 0, and write over each other's files.
+
         Raises:
-            EngineError: the folder belongs to another experiment.
+            EngineError: the folder belongs to another experiment, or its study is elsewhere.
         """
         data = dict(experiment.data)
-        if not self.frozen.exists():
-            text = json.dumps({"experiment": data, "plan": plan.section}, indent=2)
+        held = self.read() if self.frozen.exists() else None
+        if held is None or not any((self.root / "jobs").iterdir()):
+            kept = {"experiment": data, "plan": plan.section, "shared": shared}
+            if held is not None:
+                kept = {**held, "shared": shared}
+            text = json.dumps(kept, indent=2)
             write_whole(self.frozen, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        if held is None:
             return
-        before = self.read()["experiment"]
+        self.require(shared=shared)
+        before = held["experiment"]
         for key, default in (("name", None), ("compression", None), ("target", "max")):
             if before.get(key, default) != data.get(key, default):
                 raise self._other(key)
@@ -128,9 +140,29 @@ class Folder:
                 raise KeyError("experiment")
         except FileNotFoundError:
             raise EngineError(f"{self.root} is no experiment: it has no experiment.json") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise EngineError(f"{self.frozen} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{self.frozen} is damaged: {error}") from error
         return dict(held)
+
+    def require(self, *, shared: bool) -> None:
+        """Check that the study is where it is looked for.
+
+        Raises:
+            EngineError: it is in a shared storage and ``shared`` is False, or the other way round.
+        """
+        held = self.read().get("shared", False)
+        if held and not shared:
+            raise EngineError(
+                f"the trials of {self.root} are in a storage that runners share\n"
+                "  give its address with --storage"
+            )
+        if shared and not held:
+            raise EngineError(
+                f"the trials of {self.root} are in its own study.db, not in a shared storage\n"
+                "  go on without --storage, or give the experiment a name of its own"
+            )
 
     def plan(self) -> Plan:
         """Return the plan that :meth:`begin` kept."""

@@ -17,7 +17,7 @@ from engine.search.best import best_trials
 from engine.search.folder import Folder
 from engine.search.plan import Plan
 from engine.search.recovery import note, put_back, recover
-from engine.search.study import ATTEMPT, POINT, RUNNER, SECONDS, STATUS
+from engine.search.study import ATTEMPT, CONTINUES, POINT, RUNNER, SECONDS, STATUS, WITHDRAWN
 from engine.search.trial import STOPPED, results_in
 
 if TYPE_CHECKING:
@@ -70,10 +70,26 @@ class Ledger:
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         return max(self.samples - len(studies.settled(trials)) - running, 0)
 
-    def ask(self) -> Trial:
-        """Return the next trial: one that was put back, one of the beginning, or a proposal."""
+    def ask(self) -> Trial | None:
+        """Return the next trial: one that was put back, one of the beginning, or a proposal.
+
+        None when other runners of a shared study have taken the last ones.
+        """
         from optuna.trial import TrialState
 
+        while (trial := self._ask()) is not None and self._shared:
+            trial.set_user_attr(RUNNER, self._me)
+            if not self._is_surplus(trial.number):
+                break
+            trial.set_user_attr(STATUS, WITHDRAWN)
+            self.study.tell(trial, state=TrialState.FAIL)
+        return trial
+
+    def _ask(self) -> Trial | None:
+        from optuna.trial import TrialState
+
+        if self._shared and not self.left():
+            return None
         trials = self.study.get_trials(deepcopy=False) if self._beginning else []
         if self._beginning and not any(trial.state == TrialState.WAITING for trial in trials):
             done = {trial.user_attrs.get(POINT) for trial in trials}
@@ -81,11 +97,35 @@ class Ledger:
             point = next((each for each in points if each[0] not in done), None)
             if point is not None:
                 self.study.enqueue_trial(point[1], user_attrs={POINT: point[0]})
+            elif self.search.proposer == "sequence":
+                return None  # all of the grid is taken
             self._beginning = point is not None
-        trial = self.study.ask(self._distributions)
-        if self._shared:
-            trial.set_user_attr(RUNNER, self._me)
-        return trial
+        return self.study.ask(self._distributions)
+
+    def _is_surplus(self, number: int) -> bool:
+        """Return whether a trial was asked for only because another runner asked just then.
+
+        Both see the same place free, or queue the same point. Of two the later one is too many,
+        which both can tell from the numbers.
+        """
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        mine = trials[number].user_attrs
+        if CONTINUES in mine:
+            return False
+        again = studies.continued(trials)
+        begun = [
+            trial
+            for trial in trials[:number]
+            if trial.state != TrialState.WAITING
+            and trial.number not in again
+            and trial.user_attrs.get(STATUS) != WITHDRAWN
+        ]
+        point = mine.get(POINT)
+        if point is None:
+            return len(begun) >= self.samples or self.search.proposer == "sequence"
+        return any(trial.user_attrs.get(POINT) == point for trial in trials[:number])
 
     def tell(
         self, number: int, status: str, result: list[float] | None, seconds: float
@@ -114,6 +154,10 @@ class Ledger:
                 note(self.study, trial, label, value)
             self.study.tell(number, result[: len(self.search.directions)])
         return trial if failed else None
+
+    def give_back(self, number: int, status: str) -> None:
+        """Queue a trial again whose machine was lost: that is no failure of its own."""
+        put_back(self.study, self.study.get_trials(deepcopy=False)[number], status)
 
     def recover(self) -> list[int]:
         """Settle or put back the trials that this folder's runners began and did not tell of."""

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.experiment import Experiment
-from engine.experiment.process import Script, environment_of
+from engine.experiment.process import Ended, Script, environment_of
 from engine.job_files import environment
 from engine.search.folder import JobFiles
+
+#: What ssh ends with when there is no connection or it breaks; a script's own 255 is made 254.
+_LOST = 255
+#: Errors only: what it says of a connection that ends well would be the last line of each output.
+_SSH = "ssh -o BatchMode=yes -o LogLevel=ERROR -o ConnectTimeout=20 -o ServerAliveInterval=15"
 
 
 class Nodes:
     """Starts scripts on the machines that an experiment names.
 
     A place is ``user@host`` or ``user@host:folder``; the folder is the experiment's own by default
-    and holds the script and its data. The configuration travels with the command; the report and
-    the models come back with ``scp``. Keys must work without a question (``BatchMode``). The script
-    has a terminal there, so that it gets a hangup when the connection ends, however that happens.
+    and holds the script and its data. The configuration travels with the command. The report and
+    the models of a script that ended well come back through ``tar``, and are removed there. Keys
+    must work without a question (``BatchMode``). The script has a terminal there, so that it gets a
+    hangup when the connection ends, however that happens.
 
     Args:
         experiment: the experiment.
@@ -35,44 +43,100 @@ class Nodes:
     def start(self, place: str, job: JobFiles) -> Script:
         """Start the script on the machine."""
         node = place.rpartition("#")[0]
-        return Script(
-            ["/bin/sh", "-c", self._commands(node, job)],
+        host, _, given = node.partition(":")
+        folder = given.removeprefix("~/") or str(self._experiment.folder)
+        beside = sum(each.rpartition("#")[0] == node for each in self.places)
+        # Below the folder, which may be relative to the user's home there.
+        below = f"{job.config.parent.parent.name}/node/{job.config.stem}"
+        return _Remote(
+            host,
+            ["/bin/sh", "-c", _here(host, folder, below, self._there(below, job, beside), job)],
             self._experiment.folder,
             environment_of("node", {}, {}),
             job.output,
             job.exit,
         )
 
-    def _commands(self, node: str, job: JobFiles) -> str:
-        """Return the shell commands: run there, fetch what was written, keep the exit code."""
-        host, _, given = node.partition(":")
-        folder = given or str(self._experiment.folder)
-        there = f"{folder}/{job.config.parent.parent.name}/node/{job.config.stem}"
+    def _there(self, below: str, job: JobFiles, beside: int) -> str:
+        """Return the shell commands for the machine, which runs ``beside`` trials at a time."""
         keep = self._experiment.data.get("resource_args", {}).get("save_model", False)
-        variables = environment(Path(there, "models"), Path(there, "report.json"), save_model=keep)
-        variables |= {"PYTHONUNBUFFERED": "1", **self._experiment.environment}
+        own = environment(Path("$job/models"), Path("$job/report.json"), save_model=keep)
+        own["PYTHONUNBUFFERED"] = "1"
+        given = self._experiment.environment.items()
+        settings = [f'{key}="{value}"' for key, value in own.items()]
+        settings += [f"{key}={shlex.quote(value)}" for key, value in given]
         script, *arguments = self._experiment.command
         script = os.path.join(".", os.path.relpath(script, self._experiment.folder))
-        start = shlex.join(
-            [
-                "env",
-                *(f"{key}={value}" for key, value in variables.items()),
-                *(script, *arguments, f"{there}/config.json"),
-            ]
-        )
-        config = shlex.quote(job.config.read_text(encoding="utf-8"))
-        target = shlex.quote(there)
-        remote = (
-            f"cd {shlex.quote(folder)} && mkdir -p {target} && "
-            f"printf %s {config} > {target}/config.json && exec {start}"
-        )
-        options = "-o BatchMode=yes -o ServerAliveInterval=15"
-        fetch = "scp -q -r -o BatchMode=yes"
+        program = shlex.quote(script)
+        # A command's length has a limit: no spaces between.
+        config = json.loads(job.config.read_text(encoding="utf-8"))
+        text = shlex.quote(json.dumps(config, separators=(",", ":")))
         return (
-            f"ssh -tt {options} {shlex.quote(host)} {shlex.quote(remote)}; code=$?\n"
-            f"{fetch} {shlex.quote(f'{host}:{there}/report.json')} {shlex.quote(str(job.report))} "
-            "2>/dev/null\n"
-            f"{fetch} {shlex.quote(f'{host}:{there}/models')} {shlex.quote(str(job.models))} "
-            "2>/dev/null\n"
+            f"[ -x {program} ] || {{ echo {program} is not a program there; exit {_LOST}; }}\n"
+            f'job="$PWD"/{shlex.quote(below)}\n'
+            f'rm -rf "$job" && mkdir -p "$job" && printf %s {text} > "$job"/config.json || '
+            f"exit {_LOST}\n"
+            f"{_threads(beside)}export {' '.join(settings)}\n"
+            f'{shlex.join([script, *arguments])} "$job"/config.json; code=$?\n'
+            f"[ $code -ne {_LOST} ] || code={_LOST - 1}\n"
             "exit $code"
         )
+
+
+class _Remote(Script):
+    """A script on another machine; ``output`` holds what ssh says, too."""
+
+    def __init__(self, host: str, *args: Any) -> None:
+        super().__init__(*args)
+        self._host = host
+        self._output: Path = args[3]
+
+    def poll(self) -> Ended | None:
+        """Return how it ended; nothing is known of it when the machine could not be used."""
+        ended = super().poll()
+        if ended is None or ended.code != _LOST:
+            return ended
+        text = self._output.read_text(encoding="utf-8", errors="replace")
+        said = [line.strip() for line in text.splitlines() if line.strip()]
+        reason = said[-1][:200] if said else "no connection"
+        return Ended(None, f"{self._host} cannot be used: {reason}", lost=True)
+
+
+def _threads(beside: int) -> str:
+    """Return commands that give each of some trials its share of a machine's cores."""
+    if beside == 1:
+        return ""
+    return (
+        f"n=$(nproc 2>/dev/null || echo 1); n=$((n / {beside})); [ $n -gt 0 ] || n=1\n"
+        "export OMP_NUM_THREADS=$n MKL_NUM_THREADS=$n\n"
+    )
+
+
+def _here(host: str, folder: str, below: str, there: str, job: JobFiles) -> str:
+    """Return the shell commands for this machine: run there, fetch what was written, remove it."""
+
+    def on(command: str, options: str = "") -> str:
+        # The login shell there may be any; the commands are for sh.
+        whole = f"cd {shlex.quote(folder)} || exit {_LOST}\n{command}"
+        command = shlex.quote("exec sh -c " + shlex.quote(whole))
+        return f"{_SSH} {options} {shlex.quote(host)} {command}"
+
+    left = f"the report and the models were not fetched: they are in {host}:{folder}/{below}"
+    fetched, report = shlex.quote(f"{job.config}.node"), shlex.quote(str(job.report))
+    models, all_models = shlex.quote(str(job.models)), shlex.quote(str(job.models.parent))
+    return (
+        f"{on(there, '-tt')}; code=$?\n"
+        f"[ $code -ne {_LOST} ] || exit {_LOST}\n"
+        "if [ $code -eq 0 ]; then\n"
+        f"  mkdir -p {fetched} {all_models}\n"
+        f"  {on(f'tar -C {shlex.quote(below)} -cf - .')} | tar -C {fetched} -xf - || {{\n"
+        f"    echo {shlex.quote(left)}\n"
+        "    exit 0\n"
+        "  }\n"
+        f"  [ ! -f {fetched}/report.json ] || mv {fetched}/report.json {report}\n"
+        f"  [ ! -d {fetched}/models ] || mv {fetched}/models {models}\n"
+        f"  rm -rf {fetched}\n"
+        "fi\n"
+        f"{on(f'rm -rf {shlex.quote(below)}')}\n"
+        "exit $code"
+    )

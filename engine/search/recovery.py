@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
 import time
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+#: A trial without a mark is being asked for just now, or its runner died before it marked it.
+_UNMARKED = datetime.timedelta(minutes=1)
+
 
 def recover(
     study: Study, folder: Folder, runner: str, settle: Callable[[FrozenTrial, Ended], None]
@@ -48,7 +52,7 @@ def recover(
     begun = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if not is_shared(study) or trial.user_attrs.get(RUNNER) == runner
+        if not is_shared(study) or _is_of(trial, runner)
     ]
     end_leftovers(folder.job(trial.number) for trial in begun)
     for trial in begun:
@@ -62,6 +66,14 @@ def recover(
             returned.append(trial.number)
         folder.job(trial.number).exit.unlink(missing_ok=True)
     return returned
+
+
+def _is_of(trial: FrozenTrial, runner: str) -> bool:
+    """Return whether a trial is a runner's, or that of one which died before it could mark it."""
+    if RUNNER in trial.user_attrs:
+        return bool(trial.user_attrs[RUNNER] == runner)
+    begun = trial.datetime_start
+    return begun is not None and datetime.datetime.now() - begun > _UNMARKED
 
 
 def put_back(study: Study, trial: FrozenTrial, status: str, *, attempt: int = 0) -> None:

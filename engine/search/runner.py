@@ -18,6 +18,7 @@ from engine.search.executors import Executor, executor_of
 from engine.search.folder import Folder
 from engine.search.layers import layers_of
 from engine.search.ledger import Ledger
+from engine.search.places import Places
 from engine.search.plan import Plan, expand
 from engine.search.storage import errors_told
 from engine.search.study import require_optuna
@@ -86,6 +87,7 @@ class Runner:
         self._ignore: bool | None = failure.get("ignore_fail")
         n_parallel = int(experiment.data.get("n_parallel", 1))
         self._executor: Executor = executor_of(experiment, n_parallel, ask=ask, say=say)
+        self._places = Places(self._executor.places)
         self._running: dict[int, RunningTrial] = {}
         self.returned: list[int] = []
 
@@ -96,15 +98,16 @@ class Runner:
             EngineError: another runner has the folder, a trial cannot be started, trials fail one
                 and all, or a file cannot be written. What has ended is kept in any case.
         """
-        with self.folder.owned(), errors_told(self.folder.study):
-            self.folder.begin(self.experiment, self._plan())
+        storage = str(self.folder.study) if self._storage is None else "the shared storage"
+        with self.folder.owned(), errors_told(storage):
+            self.folder.begin(self.experiment, self._plan(), shared=self._storage is not None)
             self.plan = self.folder.plan()
             self.ledger = Ledger(self.folder, self.plan, self.experiment, self._storage)
             self.returned = self.ledger.recover()
             self._left = self.ledger.left()
             self._view.begin(self)
             with self._interruptible():
-                while self._fill() or self._running:
+                while self._fill() or self._running or self._left:
                     self._look()
             keep_best_models(self.folder, self.ledger.study, set())
             return write_best(self.folder, self.ledger.study)
@@ -118,8 +121,7 @@ class Runner:
 
     def _fill(self) -> bool:
         """Start trials at free places; return whether one was started."""
-        busy = {running.place for running in self._running.values()}
-        free = [place for place in self._executor.places if place not in busy]
+        free = self._places.free({running.place for running in self._running.values()})
         starting = free[: self._left]
         for place in starting:
             self._start(place)
@@ -127,7 +129,9 @@ class Runner:
 
     def _start(self, place: str) -> None:
         trial = self.ledger.ask()
-        self._left -= 1
+        self._left = 0 if trial is None else self._left - 1
+        if trial is None:
+            return
         configuration = self.plan.configuration(trial.params)
         running = RunningTrial(
             trial,
@@ -149,9 +153,22 @@ class Runner:
         for running, status in over:
             result = running.results[-1] if running.results else None
             del self._running[running.number]
-            self._tell(running.number, status, result, running.seconds)
+            if running.lost:
+                self._lose(running, status)
+            else:
+                self._places.worked(running.place)
+                self._tell(running.number, status, result, running.seconds)
         if self._running and not over:
             next(iter(self._running.values())).wait(PAUSE)
+        elif self._left and not over:
+            self._places.wait()
+
+    def _lose(self, running: RunningTrial, status: str) -> None:
+        """Put a trial back whose machine was lost, and let the machine rest."""
+        self.ledger.give_back(running.number, status)
+        self._left = self.ledger.left()
+        self._view.ended(running.number, status, None, running.seconds)
+        self._places.failed(running.place, status.partition(": ")[2])
 
     def _tell(self, number: int, status: str, result: list[float] | None, seconds: float) -> None:
         failed = self.ledger.tell(number, status, result, seconds)

@@ -10,6 +10,13 @@ from typing import Any
 
 from engine.errors import EngineError
 
+#: What to install for a driver that is missing, where its module is called otherwise.
+_DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
+
 
 def file_storage(path: Path) -> Any:
     """Return the storage in a SQLite file, made if need be. EngineError when it is no such file."""
@@ -36,38 +43,96 @@ def file_storage(path: Path) -> Any:
         raise EngineError(f"{path} cannot be used as a study: {first}") from error
 
 
+def read_only_storage(path: Path) -> Any:
+    """Return a copy in memory of the storage in a SQLite file that may not be written.
+
+    Raises:
+        EngineError: it cannot be read.
+    """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import StaticPool
+
+    # SQLite writes beside a file with a log ahead even to read it, unless it is told that nobody
+    # changes it; if there is a log, somebody does, or was killed, and what it needs is there.
+    how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    try:
+        address = f"{path.resolve().as_uri()}?{how}"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as file:
+            file.backup(memory)
+        kwargs = {"creator": lambda: memory, "poolclass": StaticPool}
+        return RDBStorage("sqlite://", engine_kwargs=kwargs)
+    except (sqlite3.Error, SQLAlchemyError, RuntimeError) as error:
+        raise EngineError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
 def _without_fsync(connection: Any, record: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def shared_storage(address: str) -> Any:
     """Return the storage at an address of Optuna's. EngineError when it cannot be used."""
-    from optuna.storages import get_storage
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
     try:
-        return get_storage(address)
+        try:
+            return _database(address)
+        except (IntegrityError, ProgrammingError):
+            return _database(address)  # another runner was making the tables
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
         # The address may hold a password: it is not repeated.
         raise EngineError(
-            f"--storage cannot be used: {first}\n"
-            "  it is an address such as postgresql://user@host/database, and its driver must be "
-            "installed"
+            f"--storage cannot be used: {_first_line(error)}\n  {_remedy(error)}"
         ) from error
 
 
+def _database(address: str) -> Any:
+    from optuna.storages import RDBStorage, get_storage
+
+    # A trial takes hours, and the server may have been started anew since the last question.
+    return get_storage(RDBStorage(address, engine_kwargs={"pool_pre_ping": True}))
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about a storage that cannot be used."""
+    from sqlalchemy.exc import OperationalError
+
+    if driver := _missing_driver(error):
+        return f"pip install {_DRIVERS.get(driver, driver)}"
+    if isinstance(error, OperationalError):
+        return "engine run goes on from here when the server answers"
+    return "it is an address such as postgresql://user@host/database"
+
+
+def _missing_driver(error: BaseException) -> str | None:
+    """Return the module that Optuna could not import for an address."""
+    cause = error.__cause__ if isinstance(error, ImportError) else None
+    return cause.name if isinstance(cause, ImportError) else None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error of a database says, without the name of the driver's class."""
+    if driver := _missing_driver(error):
+        return f"its driver {driver} is not installed"
+    text = str(getattr(error, "orig", None) or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 @contextlib.contextmanager
-def errors_told(path: Path) -> Iterator[None]:
-    """Turn an error of the storage within, such as a full disk, into an EngineError."""
+def errors_told(storage: str) -> Iterator[None]:
+    """Turn an error of the storage within, such as a full disk, into an EngineError.
+
+    Args:
+        storage: what the storage is called in the message.
+    """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        cause = error.__cause__ or error
         raise EngineError(
-            f"{path} cannot be written: {str(cause).splitlines()[0]}\n"
+            f"{storage} cannot be used: {_first_line(error.__cause__ or error)}\n"
             "  engine run goes on from here when that is mended"
         ) from error

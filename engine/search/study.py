@@ -17,7 +17,7 @@ from engine.errors import EngineError
 from engine.experiment import Experiment
 from engine.search.folder import Folder
 from engine.search.plan import Parameter, Plan
-from engine.search.storage import file_storage, shared_storage
+from engine.search.storage import file_storage, read_only_storage, shared_storage
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: What the runner notes about a trial, beside Optuna's own state.
 STATUS, SECONDS, RUNNER = "status", "seconds", "runner"
 CONTINUES, ATTEMPT, POINT = "continues", "attempt", "point"
+#: The status of a trial that two runners asked for at the same time, so that one was too many.
+WITHDRAWN = "withdrawn"
 #: What it notes about the study.
 _PLAN, _IS_SHARED = "plan", "shared"
 #: Where in all ranges at once the first trials are: layers that are treated alike come first.
@@ -94,11 +96,14 @@ def load_study(folder: Folder, storage: str | None = None) -> Study | None:
     """
     optuna = require_optuna()
     name = folder.read()["experiment"]["name"]
+    if storage is not None:
+        kept = shared_storage(storage)
+    elif all(os.access(path, os.W_OK) for path in (folder.root, folder.study)):
+        kept = file_storage(folder.study)
+    else:
+        kept = read_only_storage(folder.study)
     try:
-        study: Study = optuna.load_study(
-            storage=file_storage(folder.study) if storage is None else shared_storage(storage),
-            study_name=name,
-        )
+        study: Study = optuna.load_study(storage=kept, study_name=name)
     except KeyError as error:
         if storage is None:
             return None  # a runner was killed before it had made one
@@ -150,9 +155,10 @@ def continued(trials: list[FrozenTrial]) -> set[int]:
 
 
 def settled(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that count: ended, and carried on by no other."""
+    """Return the trials that count: ended, carried on by no other, and not one too many."""
     again = continued(trials)
-    return [t for t in trials if t.state.is_finished() and t.number not in again]
+    ended = [t for t in trials if t.state.is_finished() and t.number not in again]
+    return [t for t in ended if t.user_attrs.get(STATUS) != WITHDRAWN]
 
 
 def _at(parameter: Parameter, place: float) -> Any:

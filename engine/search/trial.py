@@ -56,6 +56,7 @@ class RunningTrial:
         self.place = place
         self.job = job
         self.results: list[list[float]] = []
+        self.lost = False  # together with its machine: it is to be tried elsewhere
         self._labels = labels
         self._timeout = timeout
         self._early_stop = early_stop
@@ -82,6 +83,9 @@ class RunningTrial:
                 return self._end(STOPPED)
         if ended is not None:
             self._running.close()
+            self.lost = ended.lost
+            if ended.lost:
+                return f"cut off: {ended.error}"
             return judge(ended, self.results[-1] if self.results else None, self._labels)
         if self._timeout is not None and self.seconds > self._timeout:
             return self._end(f"failed: it did not end within {self._timeout:g} s")

@@ -43,6 +43,9 @@ GOOD = section(sparsity=FLOAT)
         ({"resource_args": {"early_stop": "mediam"}}, "/resource_args/early_stop", "not one",
          "median"),
         ({"target": ["max", "min"]}, "/target", "2 objectives, a result has 1", None),
+        ({"runtime_args": {"env": {"A=B": "1"}}}, "/runtime_args/env/A=B", "no variable is called",
+         None),
+        ({"runtime_args": {"env": {"A": "\0"}}}, "/runtime_args/env/A", "a NUL character", None),
         (
             {"target": ["max", "min"], "proposer": "cmaes",
              "resource_args": {"multi_res_labels": ["size"]}},

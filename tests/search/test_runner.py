@@ -232,35 +232,6 @@ def test_passive_asks_until_a_number_is_typed(experiment: Make) -> None:
     assert str(runner.folder.job(0).config) in said[0]
 
 
-def test_a_node_runs_the_script_by_ssh(
-    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenSSH is replaced by a program that runs the command here."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for name, code in (
-        ("ssh", 'for last; do :; done\necho "$@" >> ssh.log\nexec sh -c "$last"\n'),
-        (
-            "scp",
-            'for last; do source=$before; before=$last; done\nexec cp -r "${source#*:}" "$last"\n',
-        ),
-    ):
-        (programs / name).write_text(f"#!/bin/bash\n{code}")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    code = "open(os.environ['ENGINE_REPORT_FILE'], 'w').write('{\"at\": \"node\"}')\n"
-    runner, view = search(
-        code + SCORE, n_samples=2, resource="node", resource_args={"nodes": ["user@host"]}
-    )
-    assert [end[1] for end in view.ends] == ["finished"] * 2, runner.folder.job(
-        0
-    ).output.read_text()
-    log = (tmp_path / "ssh.log").read_text()
-    assert "BatchMode=yes" in log
-    assert "user@host" in log
-    assert json.loads(runner.folder.job(0).report.read_text()) == {"at": "node"}
-
-
 def test_another_experiment_is_not_mixed_in(search: Search) -> None:
     search()
     with pytest.raises(EngineError, match="begun with another target"):

@@ -202,3 +202,17 @@ def test_a_runner_that_died_before_its_study_was_made_leaves_an_empty_report(
     assert json.loads((folder.root / "report.json").read_text())["trials"] == []
     assert main(["report", str(folder.root), "--json", "--no-files"]) == 1
     assert json.loads(capsys.readouterr().out)["best"] is None
+
+
+def test_failed_trials_are_told_with_what_they_said_last(
+    search: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "if number: raise RuntimeError('no <room>')\n"
+    runner, _ = search(code + SCORE, n_samples=3)
+    assert main(["report", str(runner.folder.root)]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "room" in line]
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        [str(n), "exit code 1: RuntimeError: no <room>", f"jobs/{n}.out"] for n in (1, 2)
+    ]
+    page = (runner.folder.root / "report.html").read_text(encoding="utf-8")
+    assert "RuntimeError: no &lt;room&gt;" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+#: Bytes at the end of a script's output in which its last line is looked for.
+_TAIL = 4096
+
 
 def collect(folder: Folder, storage: str | None = None) -> dict[str, Any]:
     """Return what is known of an experiment as plain values.
 
-    ``trials`` are in order, those that were cut off or tried again included; ``best`` and
+    ``trials`` are in order, those that were cut off or tried again included, failed ones with the
+    last line that they printed; ``best`` and
     ``pareto`` are numbers of trials. ``models`` has, by the number of a trial as text, what its
     script said with ``engine.report_model``.
 
@@ -29,7 +34,8 @@ def collect(folder: Folder, storage: str | None = None) -> dict[str, Any]:
         storage: the address of the storage that its runners share, if they do.
 
     Raises:
-        EngineError: the folder is no experiment, is damaged, or Optuna is not installed.
+        EngineError: the folder is no experiment, is damaged, its trials are in another storage, or
+            Optuna is not installed.
     """
     held = folder.read()
     plan = folder.plan()
@@ -56,6 +62,7 @@ def collect(folder: Folder, storage: str | None = None) -> dict[str, Any]:
         "importances": {},
         "models": {},
     }
+    folder.require(shared=storage is not None)
     if storage is None and not folder.study.exists():
         return report
     study = load_study(folder, storage)
@@ -64,6 +71,9 @@ def collect(folder: Folder, storage: str | None = None) -> dict[str, Any]:
     trials = study.get_trials(deepcopy=False)
     again = continued(trials)
     report["trials"] = [_trial(each, plan, again, labels) for each in trials]
+    for each in report["trials"]:
+        if each["status"].startswith("failed"):
+            each["last_line"] = _last_line(folder.job(each["number"]))
     best = best_trials(study)
     report["best"] = best[0].number if best else None
     report["pareto"] = [trial.number for trial in best] if len(targets) > 1 else []
@@ -100,6 +110,17 @@ def _trial(trial: FrozenTrial, plan: Plan, again: set[int], labels: list[str]) -
         "continues": trial.user_attrs.get(CONTINUES),
         "carried_on": trial.number in again,
     }
+
+
+def _last_line(job: JobFiles) -> str | None:
+    """Return the last line that a script printed, which of an exception is its message."""
+    try:
+        with job.output.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return None  # the files of another runner's trials are elsewhere
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
 
 
 def _duration(trials: list[FrozenTrial]) -> float | None:

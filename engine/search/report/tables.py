@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _SHOWN = 10
+_FAILURES = 5
 
 
 def totals_of(model: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -45,6 +46,9 @@ def summary(report: dict[str, Any], table: Any) -> str:
         counts[kind] = counts.get(kind, 0) + 1
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no trials"
     lines = [f"{report['name']}: {report['compressor']} by {report['proposer']}; {told}"]
+    failures = _failures(report)
+    if failures:
+        lines += ["", table(("FAILED", "WHY", "OUTPUT"), failures, (8, 70, 20))]
     if not finished:
         return "\n".join([*lines, "", "no trial has finished: there is nothing to compare"])
     names = [each["name"] for each in report["objectives"]]
@@ -73,6 +77,22 @@ def summary(report: dict[str, Any], table: Any) -> str:
         lines.append(table(("", "BEFORE", "AFTER", "RATIO"), totals_of(model), (30, 14, 14, 8)))
         lines += ["", table(LAYER_HEADER, layer_rows(model), (40, 16, 16, 16, 8, 9))]
     return "\n".join(lines)
+
+
+def _failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return number, reason and output file of the last trials that failed for good."""
+    failed = [
+        trial
+        for trial in report["trials"]
+        if trial["status"].startswith("failed") and not trial["carried_on"]
+    ]
+    rows = []
+    for trial in failed[-_FAILURES:]:
+        why = trial["status"].partition(": ")[2]
+        if trial.get("last_line"):
+            why += f": {trial['last_line']}"
+        rows.append((str(trial["number"]), why, f"jobs/{trial['number']}.out"))
+    return rows
 
 
 LAYER_HEADER = ("LAYER", "TYPE", "SHAPE", "NOW", "REMOVED", "BITS W/A")
