@@ -96,6 +96,8 @@ class Words:
         else:
             simple = _SIMPLE.get(kind)
             message = simple(value, rule) if simple else _shortened(error.message)
+            if kind == "pattern" and "title" in schema:  # it says in words what is needed
+                message = f"{show(value)} is not of that form"
             allowed = needs(schema, name)
             known = allowed != "another value"
             yield Found(pointer, message, f"{subject} needs: {allowed}" if known else None)

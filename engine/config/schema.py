@@ -21,6 +21,8 @@ _SHARED = "engine:config"
 SELECTION = ("op_types", "op_names", "exclude")
 #: Keywords of an entry that are merged one by one; any other is a constraint on the whole entry.
 _MERGED = {"type", "properties", "required", "additionalProperties", "title", "description"}
+#: What a schema says of itself, not of a configuration.
+_ABOUT = {"$schema", "$id", "$defs", "$comment", "definitions", "examples", "default", "x-engine"}
 
 
 class BadSchemaError(Exception):
@@ -42,6 +44,7 @@ class Shape(NamedTuple):
         base_arguments, base_settings: names that the pruner inside a schedule takes.
         runtime: arguments that only Python can give, with their descriptions.
         closed: whether any other argument is a mistake.
+        rules: further keywords that hold of all arguments together, of each schema.
     """
 
     title: str
@@ -56,6 +59,7 @@ class Shape(NamedTuple):
     base_settings: frozenset[str]
     runtime: dict[str, str]
     closed: bool
+    rules: tuple[Schema, ...]
 
 
 @lru_cache(maxsize=1)
@@ -150,6 +154,7 @@ def compose(schema: Schema, name: str, base: tuple[Schema, str] | None = None) -
         base_arguments=frozenset(other.arguments),
         base_settings=frozenset(other.settings),
         closed=own.closed and other.closed,
+        rules=(own.arguments_rules, other.arguments_rules),
     )
 
 
@@ -165,6 +170,8 @@ class _Parts:
         self.entry_required = list(entry.get("required", ()))
         self.rules = {key: value for key, value in entry.items() if key not in _MERGED}
         self.entry_closed = entry.get("additionalProperties", True) is False
+        about = _MERGED | _ABOUT
+        self.arguments_rules = {key: value for key, value in full.items() if key not in about}
         self.closed = full.get("additionalProperties", True) is False
         self.required = list(full.get("required", ()))
         facts = _mapping(full, "x-engine")
@@ -195,10 +202,7 @@ def _shape(
         "properties": settings,
         "x-entry": {"required": list(dict.fromkeys(required)), "closed": own.entry_closed},
     }
-    for rule in rules:
-        for key, value in rule.items():
-            if entry.setdefault(key, value) is not value:  # both schemas have this keyword
-                entry.setdefault("allOf", []).append({key: value, "properties": settings})
+    _add_rules(entry, rules)
     return Shape(
         title,
         own.arguments,
@@ -212,7 +216,17 @@ def _shape(
         frozenset(),
         own.runtime,
         own.closed,
+        (own.arguments_rules,),
     )
+
+
+def _add_rules(schema: Schema, rules: Iterable[Schema]) -> None:
+    """Let further keywords hold of what ``schema`` describes; several may hold the same one."""
+    for rule in rules:
+        for key, value in rule.items():
+            if schema.setdefault(key, value) is not value:
+                also = {key: value, "properties": schema["properties"]}
+                schema["allOf"] = [*schema.get("allOf", []), also]
 
 
 def section(shape: Shape, fixed: Schema | None = None) -> Schema:
@@ -227,9 +241,11 @@ def section(shape: Shape, fixed: Schema | None = None) -> Schema:
     if fixed is not None:
         properties = {**fixed["properties"], **properties}
         required = [*fixed["required"], *required]
-    return {
+    whole = {
         "type": "object",
         "properties": properties,
         "required": list(dict.fromkeys(required)),
         "additionalProperties": not shape.closed,
     }
+    _add_rules(whole, shape.rules)
+    return whole

@@ -99,8 +99,9 @@ class Runner:
                 and all, or a file cannot be written. What has ended is kept in any case.
         """
         storage = str(self.folder.study) if self._storage is None else "the shared storage"
+        plan = self._plan()  # before a folder is made: the model may not load
         with self.folder.owned(), errors_told(storage):
-            self.folder.begin(self.experiment, self._plan(), shared=self._storage is not None)
+            self.folder.begin(self.experiment, plan, shared=self._storage is not None)
             self.plan = self.folder.plan()
             self.ledger = Ledger(self.folder, self.plan, self.experiment, self._storage)
             self.returned = self.ledger.recover()

@@ -24,6 +24,11 @@ ONE_MISTAKE = [
         '  the engine allows: pruning, quantization\n  did you mean "pruning"?',
     ),
     (
+        section("simulated_annealing", start_temperature=10),
+        "/start_temperature\n  stop_temperature is 20 and start_temperature is 10\n"
+        "  needed: stop_temperature <= start_temperature",
+    ),
+    (
         {"config_list": []},
         '/\n  "compressor" is missing\n'
         "  the engine needs: an algorithm's name, as engine list-algorithms shows it",

@@ -50,6 +50,22 @@ def test_a_schema_is_closed(name):
     assert document["$defs"]["entry"]["additionalProperties"] is False
 
 
+def test_what_a_schema_says_of_all_arguments_together_holds():
+    def described(*rules):
+        arguments = {key: {"type": "integer", "description": key} for key in "abcd"}
+        return {"x-engine": {}, "examples": [], "properties": arguments, **dict(rules)}
+
+    one = described(("x-ascending", [["a", "<", "b"]]), ("not", {"required": ["c", "d"]}))
+    other = described(("x-ascending", [["c", "<", "d"]]))
+    whole = schema.section(schema.compose(one, "one", (other, "other")))
+    assert "examples" not in whole
+    good = {"a": 1, "b": 2, "config_list": []}
+    assert not list(validator.errors(whole, good))
+    assert quick.accepts(whole, good) is False, "it leaves to jsonschema what it does not know"
+    for bad in ({"a": 2, "b": 2}, {"c": 2, "d": 1}, {"c": 1, "d": 2}):
+        assert list(validator.errors(whole, {**good, **bad})), bad
+
+
 def test_the_shared_definitions_are_json_schemas():
     for definition in SHARED["$defs"].values():
         Draft202012Validator.check_schema(definition)

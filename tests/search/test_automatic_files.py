@@ -38,7 +38,7 @@ GOOD = section(sparsity=FLOAT)
         ({"resource": "node"}, "/resource", "node needs", None),
         ({"script": "trian.py"}, "/script", "there is no script trian.py", "train.py"),
         ({"n_sample": 3, "n_samples": None}, "/n_sample", "unknown key", "n_samples"),
-        ({"model": "net"}, "/model", "not of the form", None),
+        ({"model": "net"}, "/model", "not of that form", None),
         ({"job_failure": {"retries": 1}}, "/job_failure/retries", "unknown key", "job_retries"),
         ({"resource_args": {"early_stop": "mediam"}}, "/resource_args/early_stop", "not one",
          "median"),

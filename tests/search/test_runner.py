@@ -280,6 +280,12 @@ def test_a_model_gives_layers_of_a_type_a_value_each(
     assert [each.name for each in runner.plan.parameters] == ["sparsity (0)", "sparsity (2)"]
 
 
+def test_a_model_that_does_not_load_leaves_no_folder(search: Search, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no_such_module"):
+        search(model="no_such_module:build")
+    assert not list(tmp_path.glob("**/*.exp"))
+
+
 def test_names_and_folders_may_hold_what_means_something_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
