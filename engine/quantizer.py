@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import export
+from engine.blame import named, origin_of
 from engine.compressor import Compressor
-from engine.errors import ConfigError, PluginError, Problem
+from engine.errors import ConfigError, PluginError, Problem, nearest
 from engine.fake_quant_call import QuantGrad as QuantGrad
 from engine.fake_quant_call import drop_copied
 from engine.quant_types import QuantType as QuantType
@@ -66,7 +67,8 @@ class Quantizer(Compressor):
                         f'nn.MultiheadAttention reads the weight of "{name}" and never calls it: '
                         "its input and output cannot be quantized",
                         "/config_list",
-                        allowed='give it an entry with "quant_types": ["weight"], or exclude it',
+                        allowed='give it an entry with "quant_types": ["weight"], or exclude it; '
+                        'all of them are "op_types": ["NonDynamicallyQuantizableLinear"]',
                     )
                     for name in never_called
                 ],
@@ -187,10 +189,14 @@ class Quantizer(Compressor):
                 key = quant_type.key
                 hook = "quant_backward" if quant_type == QuantType.GRADIENT else f"quantize_{key}"
                 if not stack.has(hook):
+                    own = [name for cls in type(self).__mro__[:-1] for name in vars(cls)]
+                    near = nearest(hook, {*own} - set(dir(Quantizer)))
                     raise PluginError(
-                        f'{describe(self)} has no {hook}, which quant_types ["{key}"] of layer '
-                        f'"{wrapper.name}" needs',
+                        f'{named(self)} has no {hook}, which quant_types ["{key}"] of layer '
+                        f'"{wrapper.name}" needs'
+                        + (f'\n  it has {near}: did its author mean "{hook}"?' if near else ""),
                         plugin=describe(self),
+                        distribution=origin_of(self),
                         hook=hook,
                         layer=wrapper.name,
                     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,9 @@ def _are_numbers(values: Any, count: int) -> bool:
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v) for v in values
+        )
         and values == sorted(values)
     )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from engine.batches import call_with_batch
 from engine.errors import ExportError
 from engine.export.integer_bias import CONVOLUTIONS, LINEAR
 from engine.export.integer_graph import (
@@ -32,7 +33,7 @@ from engine.export.integer_graph import (
     make_explicit,
     settings_of,
 )
-from engine.quantization.calibration import call_with_batch
+from engine.export.selecting import keeps_values
 from engine.quantization.observers import MinMax
 from engine.quantization.scheme import Scheme
 
@@ -53,6 +54,10 @@ def complete(module: fx.GraphModule, batches: Iterable[Any]) -> int:
     Raises:
         ExportError: there are no batches, the graph does not take them, or a tensor is not finite.
     """
+    if not isinstance(batches, Iterable):
+        raise ExportError(
+            f"batches is {type(batches).__name__}\n  it needs a list of batches, or a loader"
+        )
     needed = tensors_needed(module.graph)
     ranges = _observe(module, needed, batches)
     observed = 0
@@ -78,8 +83,13 @@ def tensors_needed(graph: fx.Graph) -> list[fx.Node]:
             needed[node] = None
 
     def on_grid(node: Any) -> bool:
-        known = isinstance(node, fx.Node)
-        return known and (node in needed or is_dequantize(node) or _own_quantize(node) is not None)
+        while isinstance(node, fx.Node):
+            if node in needed or is_dequantize(node) or _own_quantize(node) is not None:
+                return True
+            if not keeps_values(node):
+                return False
+            node = node.args[0]
+        return False
 
     for node in graph.nodes:
         if node.target in CONVOLUTIONS or node.target is LINEAR:

@@ -14,6 +14,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import fx
 
+from engine.export.selecting import keeps_values
+
 _OPS: Any = torch.ops.quantized_decomposed
 _ATEN: Any = torch.ops.aten
 QUANTIZE = _OPS.quantize_per_tensor.default
@@ -28,29 +30,6 @@ RELU = _ATEN.relu.default
 RELU6 = _ATEN.relu6.default
 #: What an integer kernel does beside its own work, where its output's grid ends there.
 CLIPS = {RELU, RELU6, _ATEN.hardtanh.default, _ATEN.clamp.default}
-#: Each value of the result is one of the input or 0, so that it is on the input's grid.
-_KEEPS_VALUES = {
-    RELU,
-    _ATEN.max_pool1d.default,
-    _ATEN.max_pool2d.default,
-    _ATEN.max_pool3d.default,
-    _ATEN.flatten.using_ints,
-    _ATEN.view.default,
-    _ATEN.reshape.default,
-    _ATEN._unsafe_view.default,
-    _ATEN.permute.default,
-    _ATEN.transpose.int,
-    _ATEN.squeeze.dims,
-    _ATEN.squeeze.dim,
-    _ATEN.unsqueeze.default,
-    _ATEN.slice.Tensor,
-    _ATEN.select.int,
-    _ATEN.expand.default,
-    _ATEN.clone.default,
-    _ATEN.contiguous.default,
-    _ATEN.pixel_shuffle.default,
-    _ATEN.channel_shuffle.default,
-}
 
 
 def is_quantize(node: object) -> bool:
@@ -117,7 +96,7 @@ def make_explicit(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         _raise_above(graph, node)
     for node in list(graph.nodes):
-        if node.target in _KEEPS_VALUES and is_dequantize(node.args[0]):
+        if keeps_values(node) and is_dequantize(node.args[0]):
             floats = [user for user in node.users if not is_quantize(user)]
             if floats:
                 insert_pair(graph, node, settings_of(node.args[0]), floats)
@@ -134,7 +113,8 @@ def merge_equal(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         for wanted in (QUANTIZE, DEQUANTIZE):
             kept: dict[tuple[Any, ...], fx.Node] = {}
-            for user in [user for user in node.users if user.target is wanted]:
+            # In the graph's order: one that was put in later may stand before its elders.
+            for user in sorted(user for user in node.users if user.target is wanted):
                 first = kept.setdefault(settings_of(user), user)
                 if first is not user:
                     user.replace_all_uses_with(first)
@@ -157,7 +137,7 @@ def _sink_below(graph: fx.Graph, relu: fx.Node) -> None:
 
 def _raise_above(graph: fx.Graph, node: fx.Node) -> None:
     """Round before ``node`` as well, where it only selects values: rounding keeps their order."""
-    if node.target is RELU or node.target not in {*_KEEPS_VALUES, _CAT}:
+    if node.target is RELU or not (keeps_values(node) or node.target is _CAT):
         return
     users = list(node.users)
     if not users or not all(map(is_quantize, users)) or len(set(map(settings_of, users))) > 1:
@@ -168,7 +148,7 @@ def _raise_above(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _is_never_negative(node: Any) -> bool:
-    while isinstance(node, fx.Node) and node.target in _KEEPS_VALUES:
+    while isinstance(node, fx.Node) and keeps_values(node):
         if node.target is RELU:
             return True
         node = node.args[0]

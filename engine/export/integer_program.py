@@ -18,7 +18,9 @@ from engine.export.completion import complete
 from engine.export.integer_bias import quantize_biases
 from engine.export.integer_graph import make_explicit
 from engine.export.integer_layers import integer_copy
+from engine.export.integer_norm import fold_norms
 from engine.export.placement import Placement, placements
+from engine.export.selecting import drop_whole_slices, splits_as_slices
 
 if TYPE_CHECKING:
     from engine.quantizer import Quantizer
@@ -72,7 +74,15 @@ def integer_program(
     if device is not None:
         copied.to(device)
     args, kwargs = _call(example)
+    try:
+        with torch.no_grad():
+            copied(*args, **kwargs)  # torch.export logs a traceback of what does not fit
+    except Exception as error:
+        raise _refused(error, example) from error
     module, calls = _graph_of(copied, args, kwargs)
+    fold_norms(module)
+    drop_whole_slices(module.graph)
+    splits_as_slices(module.graph)
     make_explicit(module.graph)
     module.recompile()
     observed = complete(module, batches) if batches is not None else 0

@@ -115,13 +115,22 @@ def example_of(model: nn.Module, input_shape: Sequence[int] | None, device: Any)
     """Return an input of zeros, of the parameters' dtype.
 
     Raises:
-        ExportError: ``input_shape`` is missing or holds no sizes.
+        ExportError: ``input_shape`` is missing or holds no sizes, or there is no such device.
     """
     if not input_shape:
         raise ExportError("ONNX export needs input_shape, such as [1, 1, 28, 28]")
+    if not all(type(size) is int and size > 0 for size in input_shape):
+        raise ExportError(
+            f"input_shape is {input_shape!r}\n"
+            "  it needs whole numbers from 1 on, batch included, such as [1, 1, 28, 28]"
+        )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    where = parameter.device if device is None else torch.device(device)
-    return torch.zeros(*input_shape, dtype=parameter.dtype, device=where)
+    where = parameter.device if device is None else device
+    try:
+        return torch.zeros(*input_shape, dtype=parameter.dtype, device=where)
+    except (RuntimeError, AssertionError) as error:  # a device that is unknown, absent or full
+        line = str(error).partition("\n")[0]
+        raise ExportError(f'an input cannot be made on the device "{where}": {line}') from error
 
 
 def _quantize() -> Callable[..., Any]:

@@ -87,7 +87,7 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
     """Return the packed weight of each layer whose weight is quantized, by state_dict key.
 
     Raises:
-        ExportError: a weight is not on a grid of its bits; the layer is named.
+        ExportError: a weight is not finite, or not on a grid of its bits; the layer is named.
     """
     packed = {}
     for wrapper in wrappers:
@@ -98,6 +98,11 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
         with torch.no_grad(), begun(wrapper):
             weight = wrapper.module.weight
         assert isinstance(weight, Tensor)
+        if wrapper.weight is not None and not bool(wrapper.weight.isfinite().all()):
+            raise ExportError(
+                f'layer "{wrapper.name}": the weight holds NaN or infinity, which no grid spans\n'
+                "  look for the step of the training after which it does"
+            )
         try:
             key = f"{wrapper.name}.weight" if wrapper.name else "weight"
             group = _group_of(wrapper, QuantType.WEIGHT)

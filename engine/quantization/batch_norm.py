@@ -53,9 +53,15 @@ def channel_factor(norm: nn.Module) -> Tensor:
     """
     assert isinstance(norm, _BatchNorm)
     assert norm.running_var is not None
-    factor = (norm.running_var.float() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        factor = factor * norm.weight.detach().float()
+    gamma = None if norm.weight is None else norm.weight.detach()
+    return factor_of(gamma, norm.running_var, norm.eps)
+
+
+def factor_of(gamma: Tensor | None, variance: Tensor, eps: float) -> Tensor:
+    """Return :func:`channel_factor` from its parts; without ``gamma`` it is 1."""
+    factor = (variance.float() + eps).rsqrt()
+    if gamma is not None:
+        factor = factor * gamma.float()
     return factor.where(factor.abs() > _LEAST, _LEAST)
 
 

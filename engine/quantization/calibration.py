@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.batches import Forward, call_with_batch
 from engine.errors import EngineError
 from engine.quantization.observers import Observer
 from engine.wrapper import Wrapper
 
-Forward = Callable[[nn.Module, Any], object]
+
+def _require_iterable(batches: object) -> None:
+    if not isinstance(batches, Iterable):
+        raise EngineError(
+            f"calibration got {type(batches).__name__} in place of batches\n"
+            "  it needs a list of batches, or a loader"
+        )
 
 
-def call_with_batch(model: nn.Module, batch: Any) -> object:
-    """Call ``model`` with a batch: a mapping as keywords, of a tuple or list the first item."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(batch[0])
-    return model(batch)
+def _call_or_explain(model: nn.Module, batch: Any) -> None:
+    try:
+        call_with_batch(model, batch)
+    except EngineError:
+        raise
+    except Exception as error:  # whatever the model makes of a shape, dtype or keyword
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        what = type(first).__name__
+        if isinstance(first, Tensor):
+            what = f"{first.dtype} of shape {list(first.shape)}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(
+            f"a calibration batch ({what}) does not go through the model: {lines[0]}\n"
+            "  a batch is a tensor, a tuple whose first item is the input, or a mapping of "
+            "keywords; for anything else give forward=lambda model, batch: ..."
+        ) from error
 
 
 @torch.no_grad()
@@ -37,9 +53,11 @@ def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | Non
         How many batches there were.
 
     Raises:
-        EngineError: there were none.
+        EngineError: there were none, or one does not go through the model (what ``forward`` raises
+            is passed on).
     """
-    call = call_with_batch if forward is None else forward
+    call = _call_or_explain if forward is None else forward
+    _require_iterable(batches)
     training = [module for module in model.modules() if module.training]
     count = 0
     try:
@@ -95,6 +113,7 @@ class Calibration:
             EngineError: there are no batches, an activation is not finite, or one is never reached;
                 no range is changed.
         """
+        _require_iterable(batches)
         run_batches(model, self._counted(batches), forward)
         for observer in self._observers.values():
             observer.synchronize()

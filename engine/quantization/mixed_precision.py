@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.batches import Forward, call_with_batch
 from engine.errors import EngineError
 from engine.quantization.affine import fake_quantize
-from engine.quantization.calibration import Forward, call_with_batch
 from engine.quantization.scheme import Scheme, channel_axis
 from engine.selection import select_layers
 

@@ -51,6 +51,13 @@ def the_schema_is_json_schema(subject: Subject) -> None:
     from engine.config import validator
 
     schema = _schema(subject)
+    # Before the rules of JSON Schema, which say of a type only that it fits none of its own.
+    for place, kinds in _types(schema):
+        for kind in kinds:
+            known = ("array", "boolean", "integer", "null", "number", "object", "string")
+            near = nearest(str(kind), known)
+            hint = f', did you mean "{near}"?' if near else f", known are {', '.join(known)}"
+            require(kind in known, f'{place or "/"}: unknown type "{kind}"{hint}')
     fault = validator.fault(schema)
     require(fault is None, f"{fault}")
     shapes.expand(schema, schema)  # BadSchemaError where a reference leads nowhere
@@ -59,10 +66,6 @@ def the_schema_is_json_schema(subject: Subject) -> None:
             near = nearest(keyword, _KEYWORDS)
             hint = f', did you mean "{near}"?' if near else ""
             require(False, f'{place or "/"}: unknown keyword "{keyword}"{hint}')
-    for place, kinds in _types(schema):
-        for kind in kinds:
-            known = ("array", "boolean", "integer", "null", "number", "object", "string")
-            require(kind in known, f'{place}: unknown type "{kind}", known are {", ".join(known)}')
 
 
 @check(runs_code=False)
@@ -192,7 +195,8 @@ def _keywords(schema: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 def _types(schema: Any) -> Iterator[tuple[str, list[str]]]:
     for at, node in _nodes(schema, ""):
-        yield at, types(node)
+        if isinstance(node.get("type", ""), (str, list)):
+            yield at, types(node)
 
 
 def _nodes(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:

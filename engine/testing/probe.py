@@ -125,7 +125,7 @@ def _state() -> dict[str, Any]:
 
     return {
         "torch's default dtype": str(torch.get_default_dtype()),
-        "torch's random numbers": hash(torch.get_rng_state().numpy().tobytes()),
+        "torch's random numbers": hash(bytes(torch.get_rng_state().tolist())),
         "torch's number of threads": torch.get_num_threads(),
         "torch's gradient mode": torch.is_grad_enabled(),
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),

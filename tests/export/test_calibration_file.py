@@ -1,6 +1,7 @@
 """Ranges that were written are those that are loaded, or nothing is."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -81,6 +82,12 @@ def change(path, edit):
         (lambda s: s["0"]["input"].update(scheme="x"), "scheme x in the file, here per_tensor_aff"),
         (lambda s: s["0"]["input"].update(range=[1]), r"a range is \[min, max\] or null"),
         (lambda s: s["0"]["input"].update(range=[2, 1]), r"a range is \[min, max\] or null"),
+        (
+            lambda s: s["0"]["input"].update(range=[-math.inf, 2]),
+            r"a range is \[min, max\] or null",
+        ),
+        (lambda s: s["0"]["input"].update(range=[math.nan, 2]), r"a range is \[min, max\] or null"),
+        (lambda s: s["0"]["input"].update(scale=math.nan), "scale is nan, a number is needed"),
         (lambda s: s["0"]["input"].update(scale="1"), "scale is '1', a number is needed"),
         (lambda s: s["0"]["input"].update(scale=0), "a scale of 0"),
         (lambda s: s["2"].update(output=3), 'the output of layer "2": the file has none'),

@@ -312,6 +312,42 @@ def test_a_shape_that_does_not_fit_the_model_is_an_export_error(tmp_path):
         quantizer.export_model(tmp_path / "model.pth", onnx_path=tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("shape", ["1,6", [1, -6], [0, 6], [1, 6.0], [True, 6]])
+def test_an_input_shape_that_is_no_list_of_sizes_is_refused(shape, tmp_path):
+    quantizer = attach(QAT_Quantizer, mlp(), 8)
+    with pytest.raises(ExportError, match=r"input_shape is .*\n  it needs whole numbers from 1 on"):
+        quantizer.export_model(tmp_path / "m.pth", onnx_path=tmp_path / "m.onnx", input_shape=shape)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_an_export_error(tmp_path):
+    quantizer = attach(QAT_Quantizer, mlp(), 8)
+    with pytest.raises(ExportError, match='an input cannot be made on the device "gpu": Expected'):
+        quantizer.export_model(
+            tmp_path / "m.pth", onnx_path=tmp_path / "m.onnx", input_shape=[1, 6], device="gpu"
+        )
+
+
+def test_what_does_not_fit_is_said_once_and_no_log_beside_it(tmp_path, caplog):
+    # torch.export logs a traceback of its own when it meets what the model cannot compute.
+    quantizer = attach(QAT_Quantizer, mlp(), 8)
+    with caplog.at_level("WARNING", "torch"), pytest.raises(ExportError):
+        quantizer.export_model(
+            tmp_path / "m.pth", onnx_path=tmp_path / "m.onnx", input_shape=[1, 99]
+        )
+    assert not caplog.records
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path):
+    for bad in (float("inf"), float("nan")):
+        quantizer = attach(QAT_Quantizer, mlp(), 8)
+        with torch.no_grad():
+            quantizer.wrappers[0].weight[0, 0] = bad
+        with pytest.raises(ExportError, match='layer "0": the weight holds NaN or infinity'):
+            quantizer.export_model(tmp_path / "m.pth")
+        assert not list(tmp_path.iterdir())
+
+
 def test_what_the_exporter_refuses_is_said_in_one_line(tmp_path):
     class Odd(nn.Module):
         def forward(self, x):

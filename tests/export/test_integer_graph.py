@@ -199,6 +199,7 @@ def test_transposed_convolutions_and_groups_are_said_to_be_float():
         ([torch.randn(2, 5)], r"a batch \(\[2, 5\]\) does not go through the exported model"),
         ([torch.full((2, 3, 6, 6), torch.nan)], "a batch holds NaN or infinity"),
         (["text"], r"a batch \(str\) does not go through"),
+        (3, "batches is int\n  it needs a list of batches, or a loader"),
     ],
 )
 def test_batches_that_are_of_no_use_are_refused(batches, message):

@@ -8,7 +8,7 @@ import torch
 from models import ConvNet, mlp
 from torch import nn
 
-from engine import ConfigError, ExportError, QuantType, registry
+from engine import ConfigError, EngineError, ExportError, QuantType, registry
 from engine.algorithms import QAT_Quantizer
 
 QUANTIZERS = sorted(
@@ -111,6 +111,39 @@ def test_export_before_any_range_was_seen_says_so_and_the_file_has_null(name, tm
     calibration = json.loads(text)["0"]
     assert calibration["weight"]["scale"] is not None
     assert calibration["input"].get("range") is None
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (3, "calibration got int in place of batches"),
+        (
+            [torch.zeros(2, 5)],
+            r"a calibration batch \(torch.float32 of shape \[2, 5\]\) does not go",
+        ),
+        ([(torch.zeros(2, 6).long(), 1)], r"batch \(torch.int64 of shape \[2, 6\]\) does not go"),
+        ([None], r"a calibration batch \(NoneType\) does not go through the model: "),
+        (
+            [{"y": torch.zeros(2, 6)}],
+            r"a calibration batch \(dict\) does not go through the model: ",
+        ),
+    ],
+)
+def test_batches_that_the_model_does_not_take_are_refused_and_no_range_is_set(batches, message):
+    quantizer = make("ptq", mlp(6, 3), quant_types=["weight", "input"], quant_bits=8)
+    model = quantizer.compress().train()
+    with pytest.raises(EngineError, match=message):
+        quantizer.calibrate(batches)
+    assert model.training
+    with pytest.raises(ExportError, match="has no range yet"):
+        quantizer.affine_form(quantizer.wrappers[0], QuantType.INPUT)
+
+
+def test_what_a_forward_of_the_callers_own_raises_is_passed_on():
+    quantizer = make("ptq", mlp(6, 3), quant_types=["weight", "input"], quant_bits=8)
+    quantizer.compress()
+    with pytest.raises(ZeroDivisionError):
+        quantizer.calibrate([torch.zeros(2, 6)], forward=lambda model, batch: 1 / 0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

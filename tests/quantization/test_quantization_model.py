@@ -308,6 +308,19 @@ def test_what_attention_never_calls_cannot_have_its_output_quantized():
     )
 
 
+def test_the_remedy_for_attention_layers_works_for_all_of_them_at_once():
+    model = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(2)))
+    entry = {"op_types": ["Linear"], "quant_types": ["weight", "input"], "quant_bits": 8}
+    with pytest.raises(ConfigError) as caught:
+        QAT_Quantizer(model, [entry])
+    assert '"op_types": ["NonDynamicallyQuantizableLinear"]' in str(caught.value)
+    own = {"op_types": ["NonDynamicallyQuantizableLinear"], "quant_types": ["weight"]}
+    quantizer = QAT_Quantizer(model, [entry, {**own, "quant_bits": 8}])
+    kinds = {wrapper.name: wrapper.config["quant_types"] for wrapper in quantizer.wrappers}
+    assert kinds["0.self_attn.out_proj"] == kinds["1.self_attn.out_proj"] == ["weight"]
+    assert kinds["0.linear1"] == ["weight", "input"]
+
+
 # -- precision ---------------------------------------------------------------------------------
 
 

@@ -213,6 +213,18 @@ def test_a_missing_method_is_named_with_the_layer_that_needs_it():
     )
 
 
+def test_a_misspelt_method_is_found_where_one_is_missing():
+    class Misspelt(Quantizer):
+        def quantise_weight(self, weight):
+            return weight
+
+    with pytest.raises(PluginError) as caught:
+        attach(Misspelt, mlp(), "weight")
+    assert str(caught.value).endswith(
+        'needs\n  it has quantise_weight: did its author mean "quantize_weight"?'
+    )
+
+
 @pytest.mark.parametrize(
     ("result", "got"),
     [(None, "a NoneType"), (torch.zeros(3), "a tensor of shape (3,)"), (1.0, "a float")],

@@ -38,13 +38,19 @@ FAULTS = [
     (
         "the_schema_is_json_schema",
         lambda s: s.update(type="objekt"),
-        "/type: 'objekt' is not valid under any of the given schemas",
+        '/: unknown type "objekt", did you mean "object"?',
     ),
     (
         "the_schema_is_json_schema",
         argument(minimun=3),
         '/properties/how: unknown keyword "minimun", did you mean "minimum"?',
     ),
+    (
+        "the_schema_is_json_schema",
+        argument(type="xyz"),
+        '/properties/how: unknown type "xyz", known',
+    ),
+    ("the_schema_is_json_schema", argument(type=3), "/properties/how"),
     ("the_schema_is_json_schema", argument(minimum="3"), "/properties/how/minimum: '3' is not"),
     (
         "the_schema_is_json_schema",
