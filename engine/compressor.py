@@ -206,6 +206,14 @@ class Compressor:
         for wrapper in self.wrappers:
             wrapper.set_attribute(name, value)
 
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """Return what the algorithm learns beside the model's parameters, in the model's order.
+
+        The optimizer trains them in the group of their layer's weight. Made after
+        :meth:`compress`, with a group of theirs, it gives them a learning rate of their own.
+        """
+        return [parameter for wrapper in self.wrappers for parameter in wrapper.parameters()]
+
     def add_activation_collector(
         self, collector: Callable[[Wrapper, tuple[Any, ...], Any], None]
     ) -> int:

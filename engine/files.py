@@ -6,6 +6,7 @@ torch is imported where tensors are read or written: writing a text file does no
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,28 @@ def load_tensors(path: PathLike, map_location: Any = "cpu") -> Any:
     Raises:
         CheckpointError: there is no such file, it is cut off or damaged, or it holds code.
     """
+    import pickle
+
     import torch
 
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error.strerror or error}") from error
     except Exception as error:
-        # torch.load raises a different class for each kind of damage.
-        first = str(error).strip().splitlines()[:1]
+        # torch.load raises a different class for each kind of damage. What it says of objects other
+        # than tensors is not repeated: it advises to load them all the same.
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and code is not None:
+            what = f"it holds {code[1]}, which is no tensor and could run code"
+        elif isinstance(error, torch.OutOfMemoryError):
+            what = "there is not enough memory"
+        else:
+            what = "it is cut off, damaged, or of another kind"
         raise CheckpointError(
-            f"{path} cannot be loaded: {first[0] if first else type(error).__name__}\n"
+            f"{path} cannot be loaded: {what}\n"
             "  it must be a complete file written by torch.save, holding tensors only"
         ) from error
 

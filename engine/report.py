@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.compressor import Compressor
+from engine.computed import Stage, without_stage
 from engine.export.packed_file import packed_weights
 from engine.quant_types import QuantType, bits_of, quant_types_of
 from engine.quantizer import Quantizer
@@ -121,7 +122,8 @@ def layer_table(model: nn.Module, *compressors: Compressor) -> LayerTable:
     for name, module in _weighted(model):
         weight = module._parameters["weight"]
         assert weight is not None
-        with torch.no_grad():
+        # What rounds to zero is not pruned.
+        with torch.no_grad(), without_stage(module, Stage.QUANTIZE):
             value = module.weight
         size = weight.numel() * weight.element_size()
         full = weight.element_size() * 8

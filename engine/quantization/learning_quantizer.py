@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.quant_types import QuantType, bits_of, of_type, quant_types_of
 from engine.quantization.learned import round_learned, zero_point_of
@@ -66,10 +66,6 @@ class LearningQuantizer(Quantizer):
     def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the output on its learned grid."""
         return self._round(output, wrapper, QuantType.OUTPUT)
-
-    def learned_parameters(self) -> list[nn.Parameter]:
-        """Return all learned parameters, in the model's order."""
-        return [parameter for wrapper in self.wrappers for parameter in wrapper.parameters()]
 
     @torch.no_grad()
     def step(self) -> None:

@@ -166,11 +166,14 @@ def truncated(path):
 ONES = torch.ones(4, 90, dtype=torch.bool)
 FILES = {
     "missing": (lambda p: None, "there is no file"),
-    "a folder": (lambda p: p.mkdir(), "cannot be loaded"),
-    "empty": (lambda p: p.write_bytes(b""), "cannot be loaded"),
-    "text": (lambda p: p.write_text("hello"), "cannot be loaded"),
-    "truncated": (truncated, "cannot be loaded"),
-    "holds code": (lambda p: write(p, {"fc": ConvNet()}), "cannot be loaded"),
+    "a folder": (lambda p: p.mkdir(), "cannot be loaded: Is a directory"),
+    "empty": (lambda p: p.write_bytes(b""), "it is cut off, damaged, or of another kind"),
+    "text": (lambda p: p.write_text("hello"), "it is cut off, damaged, or of another kind"),
+    "truncated": (truncated, "it is cut off, damaged, or of another kind"),
+    "holds code": (
+        lambda p: write(p, {"fc": ConvNet()}),
+        r"it holds models\.ConvNet, which is no tensor",
+    ),
     "a tensor": (lambda p: write(p, ONES), "is not a mask file"),
     "a state_dict": (lambda p: write(p, ConvNet().state_dict()), "is not a mask file"),
     "no zeros and ones": (

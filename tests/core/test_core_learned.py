@@ -151,7 +151,7 @@ def test_what_an_algorithm_keeps_follows_its_layer_to_another_device():
 def test_a_group_of_their_own_gives_them_a_learning_rate_of_their_own():
     model = mlp(4, 3)
     quantizer = attached(model)
-    own = [wrapper.gain for wrapper in quantizer.get_modules_wrapper()]
+    own = quantizer.learned_parameters()
     groups = [{"params": model.parameters()}, {"params": own, "lr": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=0.1)
     before = [gain.item() for gain in own]

@@ -49,6 +49,20 @@ def test_a_quantized_weight_counts_its_bits_and_its_grid():
     assert (second.weight_bits, second.activation_bits, second.bytes_after) == (32, 32, 160)
 
 
+def test_what_rounds_to_zero_is_not_pruned():
+    model = mlp(8, 10, 4)
+    with torch.no_grad():
+        model[0].weight[:, 1:] *= 0.01
+    pruner = LevelPruner(model, [{"sparsity": 0.25, "op_names": ["2"]}])
+    pruner.compress()
+    quantizer = QAT_Quantizer(model, entry("weight", bits=4, op_types=["Linear"]))
+    quantizer.compress()
+    assert (model[0].weight == 0).sum() >= 60
+    first, second = layer_table(model, pruner, quantizer).rows
+    assert first.kept == 80
+    assert second.kept == 30
+
+
 def test_pruned_and_quantized_counts_what_is_left():
     model = mlp(8, 10)
     pruner = LevelPruner(model, [{"sparsity": 0.75, "op_types": ["Linear"]}])
