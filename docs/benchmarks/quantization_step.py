@@ -1,18 +1,20 @@
 """What quantization-aware training adds to a training step: this engine and others, interleaved.
 
-    python docs/benchmarks/quantization_step.py [--rounds 9] [--network resnet|mlp]
+    python docs/benchmarks/quantization_step.py [--rounds 9] [--network resnet|mlp] [--path FOLDER]
 
 8 bits for weights and inputs of every convolution and linear layer, one scale each, unless a row
 says otherwise. A step is zero_grad, forward, backward and SGD with momentum, in CPU time. Others
-are measured where they are installed: torch.ao, torchao, brevitas, NNI 3.0.
+are measured where they are installed, in FOLDER or beside torch: torch.ao, torchao, brevitas, NNI.
 """
 
 import argparse
 import copy
 import warnings
 
+import quantized_peers
 import torch
 import torch.nn.functional as F
+from installed import Peers, add_path
 from interleaved import compare, show
 from networks import ResNet18, mlp
 from torch import nn
@@ -81,39 +83,14 @@ def torch_ao(fused):
     return prepare
 
 
-def torchao_pt2e(model, optimizer, x):
-    from torchao.quantization.pt2e import move_exported_model_to_train
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
-    exported = torch.export.export(model.train(), (x,)).module()
-    prepared = prepare_qat_pt2e(exported, quantizer)
-    return move_exported_model_to_train(prepared)
+def torchao(model, optimizer, x):
+    prepared = quantized_peers.torchao_pt2e(model, x, any_batch=False)
+    prepared.train()  # returns nothing
+    return prepared
 
 
 def brevitas(model, optimizer, x):
-    import brevitas.nn as qnn
-    from brevitas import quant
-
-    chosen = {
-        "weight_quant": quant.Int8WeightPerTensorFloat,
-        "input_quant": quant.Int8ActPerTensorFloat,
-    }
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Conv2d):
-                shape = (layer.in_channels, layer.out_channels, layer.kernel_size)
-                other = qnn.QuantConv2d(
-                    *shape, stride=layer.stride, padding=layer.padding, bias=False, **chosen
-                )
-            elif isinstance(layer, nn.Linear):
-                other = qnn.QuantLinear(layer.in_features, layer.out_features, True, **chosen)
-            else:
-                continue
-            parent._modules[name] = other
-    return model
+    return quantized_peers.brevitas(model, per_channel=False, unsigned=False)
 
 
 def nni(model, optimizer, x):
@@ -142,7 +119,7 @@ def step_of(model, x, y, prepare):
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     prepared = prepare(model, optimizer, x)
-    if not prepared or [*prepared.parameters()] != [*model.parameters()]:
+    if {*map(id, prepared.parameters())} != {*map(id, model.parameters())}:
         optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-3, momentum=0.9)
 
     def step():
@@ -169,21 +146,24 @@ OTHERS = {
     "straight-through operators": straight_through,
     "torch.ao FakeQuantize": torch_ao(False),
     "torch.ao fused observer": torch_ao(True),
-    "torchao PT2E (folds norms)": torchao_pt2e,
+    "torchao PT2E (folds norms)": torchao,
     "brevitas": brevitas,
     "NNI 3.0": nni,
 }
 
 
-def measured(title, model, x, y, prepares, rounds, **options):
+def measured(title, model, x, y, prepares, rounds, peers, **options):
     steps = {"float32": step_of(model, x, y, lambda m, o, x: m)}
+
+    def ready(prepare):
+        step = step_of(model, x, y, prepare)
+        step()
+        return step
+
     for name, prepare in prepares.items():
-        try:
-            steps[name] = step_of(model, x, y, prepare)
-            steps[name]()
-        except Exception as error:  # whatever somebody else's package raises
-            steps.pop(name, None)
-            print(f"left out: {name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        step = peers.attempt(name, ready, prepare) if name in OTHERS else ready(prepare)
+        if step is not None:
+            steps[name] = step
     show(title, compare(steps, rounds, **options))
 
 
@@ -191,7 +171,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--network", choices=["resnet", "mlp", "both"], default="both")
+    add_path(parser)
     options = parser.parse_args()
+    peers = Peers(options.path)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -199,11 +181,12 @@ def main():
         x, y = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
         prepares = {**OURS, **FOLDED, **OTHERS}
         title = "ResNet-18 for CIFAR, batch 32"
-        measured(title, ResNet18(), x, y, prepares, options.rounds, warmup=1)
+        measured(title, ResNet18(), x, y, prepares, options.rounds, peers, warmup=1)
     if options.network != "resnet":
         x, y = torch.randn(64, 64), torch.randint(0, 64, (64,))
         title = "64-64-64 MLP, batch 64"
-        measured(title, mlp(), x, y, {**OURS, **OTHERS}, options.rounds * 4, repeat=50)
+        prepares = {**OURS, **OTHERS}
+        measured(title, mlp(), x, y, prepares, options.rounds * 4, peers, repeat=50)
 
 
 if __name__ == "__main__":
