@@ -40,6 +40,27 @@ def named(plugin: object, more: str = "") -> str:
     return f"{name_of(plugin)}{more}{f' ({origin})' if origin else ''}"
 
 
+def at_fault(
+    plugin: object, text: str, *, more: str = "", hook: str | None = None, layer: str | None = None
+) -> PluginError:
+    """Return an error of which ``plugin`` is to blame.
+
+    Args:
+        plugin: the object; its name and distribution stand before ``text``.
+        text: what it does wrong, and below that what it must do.
+        more: what follows its name directly, such as ``.calc_mask``.
+        hook: the hook that this is about, if any.
+        layer: the name of the layer, likewise.
+    """
+    return PluginError(
+        f"{named(plugin, more)} {text}",
+        plugin=name_of(plugin),
+        distribution=origin_of(plugin),
+        hook=hook,
+        layer=layer,
+    )
+
+
 def failure(plugin: object, hook: str, layer: Any, error: BaseException) -> PluginError:
     """Return the error that says who failed; ``error`` is its cause.
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from engine.blame import PASSING, failure
+from engine.blame import PASSING, at_fault, failure
 from engine.computed import Stage, plain_weight, transform_of
-from engine.errors import PluginError
 from engine.quant_types import QuantType, bits_of
 from engine.quantization.uniform import straight_through
-from engine.stack import Stack, describe
+from engine.stack import Stack
 from engine.wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -89,7 +88,6 @@ class FakeQuantCall:
     ) -> None:
         self.wrapper = wrapper
         self.quant_type = quant_type
-        self.plugin = describe(quantizer)
         self._quantizes = stack.provider(f"quantize_{quant_type.key}") or quantizer
         self._differentiates = stack.provider("quant_backward") or quantizer
         self.quantize: Callable[..., Tensor] | None = None
@@ -179,10 +177,11 @@ class FakeQuantCall:
                 if isinstance(quantized, Tensor)
                 else f"a {type(quantized).__name__}"
             )
-            raise PluginError(
-                f'{self.plugin}.{hook} for layer "{name}" ({self.wrapper.type}) returned {got}\n'
+            raise at_fault(
+                self._quantizes,
+                f'for layer "{name}" ({self.wrapper.type}) returned {got}\n'
                 f"  it must return a tensor of shape {tuple(tensor.shape)}, the quantized values",
-                plugin=self.plugin,
+                more=f".{hook}",
                 hook=hook,
                 layer=name,
             )

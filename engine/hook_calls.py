@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from engine.blame import describe
-from engine.errors import PluginError, nearest
+from engine.blame import at_fault
+from engine.errors import nearest
 
 
 def adapt(
@@ -30,11 +30,12 @@ def adapt(
     unknown = [name for name in names if name not in spec_args]
     if unknown:
         suggestion = nearest(unknown[0], spec_args)
-        raise PluginError(
-            f"{describe(plugin)}.{hook} takes an argument {unknown[0]!r} that the hook does not "
-            f"have\n  {hook} has: {', '.join(spec_args) or 'no arguments'}"
+        raise at_fault(
+            plugin,
+            f"takes an argument {unknown[0]!r} that the hook does not have\n"
+            f"  {hook} has: {', '.join(spec_args) or 'no arguments'}"
             + (f"\n  did you mean {suggestion!r}?" if suggestion else ""),
-            plugin=describe(plugin),
+            more=f".{hook}",
             hook=hook,
         )
     if tuple(names) == spec_args and inspect.Parameter.KEYWORD_ONLY not in kinds:

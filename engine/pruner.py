@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import export, registry
-from engine.blame import Verify
+from engine.blame import Verify, at_fault
 from engine.checkpoint import load_model
 from engine.compressor import Compressor
 from engine.errors import PluginError
@@ -158,10 +158,10 @@ class Pruner(Compressor):
                 more, and the gradient of its mask would be zero.
         """
         if not self.straight_through:
-            raise PluginError(
-                f"{describe(self)} asks for the gradient of a mask that is applied in place\n"
+            raise at_fault(
+                self,
+                "asks for the gradient of a mask that is applied in place\n"
                 "  set straight_through = True in the class: then the weights beneath it stay",
-                plugin=describe(self),
                 layer=wrapper.name,
             )
         weight = wrapper.weight
@@ -315,10 +315,8 @@ class Pruner(Compressor):
         if stack.provider("calc_mask") is None:
             close = [n for n in dir(type(self)) if n.startswith("calc") and n != "calc_mask"]
             hint = f'\n  did you mean "{close[0]}" to be calc_mask?' if close else ""
-            raise PluginError(
-                f"{describe(self)} has no calc_mask, which every pruner needs{hint}",
-                plugin=describe(self),
-                hook="calc_mask",
+            raise at_fault(
+                self, f"has no calc_mask, which every pruner needs{hint}", hook="calc_mask"
             )
 
     def _verifiers(self) -> Mapping[str, Verify]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import export
-from engine.blame import named, origin_of
+from engine.blame import at_fault
 from engine.compressor import Compressor
-from engine.errors import ConfigError, PluginError, Problem, nearest
+from engine.errors import ConfigError, Problem, nearest
 from engine.fake_quant_call import QuantGrad as QuantGrad
 from engine.fake_quant_call import drop_copied
 from engine.quant_types import QuantType as QuantType
@@ -191,12 +191,11 @@ class Quantizer(Compressor):
                 if not stack.has(hook):
                     own = [name for cls in type(self).__mro__[:-1] for name in vars(cls)]
                     near = nearest(hook, {*own} - set(dir(Quantizer)))
-                    raise PluginError(
-                        f'{named(self)} has no {hook}, which quant_types ["{key}"] of layer '
+                    raise at_fault(
+                        self,
+                        f'has no {hook}, which quant_types ["{key}"] of layer '
                         f'"{wrapper.name}" needs'
                         + (f'\n  it has {near}: did its author mean "{hook}"?' if near else ""),
-                        plugin=describe(self),
-                        distribution=origin_of(self),
                         hook=hook,
                         layer=wrapper.name,
                     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from engine.blame import Blaming, Verify
+from engine.blame import Blaming, Verify, at_fault, named
 from engine.blame import describe as describe
 from engine.errors import PluginError, nearest
 from engine.hook_calls import ThroughPluggy, adapt, as_specified, as_specified_wrapper
@@ -55,10 +55,10 @@ class Stack:
         self._failed: dict[str, list[Exception]] = {hook: [] for hook in HOOKS}
         for place, plugin in enumerate(self.plugins):
             if any(plugin is other for other in self.plugins[:place]):
-                raise PluginError(
-                    f"{describe(plugin)} is given twice\n"
+                raise at_fault(
+                    plugin,
+                    "is given twice\n"
                     "  an extension stands in a stack once; make another instance for another use",
-                    plugin=describe(plugin),
                 )
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
@@ -108,11 +108,10 @@ class Stack:
         ]
         for name in misspelt:
             suggestion = nearest(name, HOOKS)
-            raise PluginError(
-                f"{describe(plugin)} implements an unknown hook {name!r}\n"
-                f"  hooks are: {', '.join(HOOKS)}"
+            raise at_fault(
+                plugin,
+                f"implements an unknown hook {name!r}\n  hooks are: {', '.join(HOOKS)}"
                 + (f"\n  did you mean {suggestion!r}?" if suggestion else ""),
-                plugin=describe(plugin),
                 hook=name,
             )
         if not hasattr(plugin, "hooks_by_name") and not any(
@@ -139,7 +138,7 @@ class Stack:
                 taken = self._providers.setdefault(hook, plugin)
                 if taken is not plugin:
                     raise PluginError(
-                        f"two plugins provide {hook}: {describe(taken)} and {describe(plugin)}\n"
+                        f"two plugins provide {hook}: {named(taken)} and {named(plugin)}\n"
                         "  a stack has one provider for each hook; a schedule or a constraint is "
                         "a wrapper, marked @hookimpl(wrapper=True)",
                         plugin=describe(plugin),
@@ -154,7 +153,7 @@ class Stack:
             self._manager.register(namespace, name=f"{describe(plugin)} {id(plugin)}")
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"{describe(plugin)}: {error}", plugin=describe(plugin)) from error
+            raise at_fault(plugin, str(error), more=":") from error
 
 
 class _Implementations:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.automatic.snapshot import restored
-from engine.blame import describe
-from engine.errors import PluginError
+from engine.blame import at_fault
 
 if TYPE_CHECKING:
     from engine.automatic.pruner import AutomaticPruner
@@ -44,13 +43,12 @@ class TrialMasks:
             pruner.update_masks(every_layer=True)
         undecided = self._undecided()
         if undecided:
-            raise PluginError(
-                f'{describe(pruner.base)} has no mask for layer "{undecided[0]}": it ranks by what '
-                "it sees in training\n  use a base_algo that ranks by weights, such as l1_filter",
-                plugin=describe(pruner.base),
+            raise at_fault(
+                pruner.base,
+                f'has no mask for layer "{undecided[0]}": it ranks by what it sees in training\n'
+                "  use a base_algo that ranks by weights, such as l1_filter",
                 layer=undecided[0],
             )
-
         self._check_obeyed(layers)
 
     @contextmanager
@@ -85,12 +83,12 @@ class TrialMasks:
                 continue
             removed = 1.0 - float(mask.float().mean())
             if abs(removed - asked[wrapper.name]) > 0.5 / mask.numel() + 1e-6:
-                raise PluginError(
-                    f"{describe(pruner.base)} removes {removed:.4g} of layer "
-                    f'"{wrapper.name}", which was asked to lose {asked[wrapper.name]:.4g}\n'
+                raise at_fault(
+                    pruner.base,
+                    f'removes {removed:.4g} of layer "{wrapper.name}", which was asked to lose '
+                    f"{asked[wrapper.name]:.4g}\n"
                     "  a search needs a base_algo that looks at each layer by itself, such as "
                     "l1_filter; one that ranks all layers together decides by itself",
-                    plugin=describe(pruner.base),
                     layer=wrapper.name,
                 )
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from engine.blame import name_of, named, origin_of
-from engine.errors import PluginError
+from engine.blame import at_fault
 from engine.wrapper import Wrapper
 
 
@@ -39,11 +38,9 @@ def fraction(value: Any, plugin: object, wrapper: Wrapper, *_: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0.0 <= number <= 1.0:
-        raise PluginError(
-            f'{named(plugin)} asked for a sparsity of {value!r} in layer "{wrapper.name}"; '
-            "it must be in [0, 1]",
-            plugin=name_of(plugin),
-            distribution=origin_of(plugin),
+        raise at_fault(
+            plugin,
+            f'asked for a sparsity of {value!r} in layer "{wrapper.name}"; it must be in [0, 1]',
             hook="sparsity",
             layer=wrapper.name,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.blame import name_of, named, origin_of
+from engine.blame import at_fault
 from engine.errors import PluginError
 from engine.wrapper import Wrapper
 
@@ -23,12 +23,12 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Ten
     """
 
     def fault(message: str) -> PluginError:
-        return PluginError(
-            f'{named(plugin, ".calc_mask")} for layer "{wrapper.name}" ({wrapper.type}) {message}\n'
+        return at_fault(
+            plugin,
+            f'for layer "{wrapper.name}" ({wrapper.type}) {message}\n'
             '  it must return {"weight_mask": tensor} and may add "bias_mask", zeros and ones '
             "of the parameter's shape",
-            plugin=name_of(plugin),
-            distribution=origin_of(plugin),
+            more=".calc_mask",
             hook="calc_mask",
             layer=wrapper.name,
         )

@@ -62,7 +62,7 @@ class WrongArgumentOfAWrapper:
     [
         (
             Provider,
-            "two plugins provide calc_mask: level and Provider\n"
+            "two plugins provide calc_mask: level (engine 0.1.0) and Provider\n"
             "  a stack has one provider for each hook; a schedule or a constraint is a wrapper, "
             "marked @hookimpl(wrapper=True)",
             "calc_mask",

@@ -404,3 +404,57 @@ def test_a_model_is_unpickled_although_some_other_plugin_is_broken(site):
     again = pickle.loads(pickle.dumps(model))
     x = torch.randn(2, 4)
     assert torch.equal(again(x), model(x))
+
+
+MISTAKES = """
+from engine import Pruner
+
+class TakesWhatIsNotThere(Sound):
+    def calc_mask(self, wrapper, sparsty):
+        return super().calc_mask(wrapper, sparsty)
+
+
+class HasNoMask(Pruner):
+    def calc_masks(self, wrapper, sparsity):
+        return {}
+
+
+class ReturnsARow(SoundQuantizer):
+    def quantize_weight(self, weight, wrapper):
+        return super().quantize_weight(weight, wrapper)[0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "message", "hook"),
+    [
+        (
+            "TakesWhatIsNotThere",
+            "pruner",
+            "made.calc_mask (made-for-tests 1.0) takes an argument 'sparsty' that the hook does "
+            "not have\n",
+            "calc_mask",
+        ),
+        (
+            "HasNoMask",
+            "pruner",
+            "made (made-for-tests 1.0) has no calc_mask, which every pruner needs\n",
+            "calc_mask",
+        ),
+        (
+            "ReturnsARow",
+            "quantizer",
+            'made.quantize_weight (made-for-tests 1.0) for layer "0" (Linear) returned a tensor of '
+            "shape (8,)\n",
+            "quantize_weight",
+        ),
+    ],
+)
+def test_an_authors_mistake_names_the_distribution(site, name, role, message, hook):
+    cls = made(site, name, role, code=CODE + MISTAKES).load()
+    compressor = cls(mlp(), HALF if role == "pruner" else EIGHT_BITS)
+    with pytest.raises(PluginError) as caught:
+        compressor.compress()(torch.randn(2, 8))
+    assert str(caught.value).startswith(message)
+    assert (caught.value.plugin, caught.value.distribution) == ("made", "made-for-tests 1.0")
+    assert caught.value.hook == hook
