@@ -2,12 +2,85 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from engine.errors import EngineError
+
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def weighted_sums(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the layers whose outputs are their weight times such rows, and their names.
+
+    They compute nothing else in ``forward``, and have a weight and a bias, if any, as parameters of
+    their own.
+    """
+    users = collections.Counter(
+        id(parameter) for module in model.modules() for parameter in module._parameters.values()
+    )
+    found = {}
+    for name, module in model.named_modules():
+        own = [value for value in module._parameters.values() if value is not None]
+        weight = module._parameters.get("weight")
+        if (
+            _is_plain(module)
+            and weight is not None
+            and weight.is_floating_point()
+            and module.bias is module._parameters.get("bias")
+            and all(users[id(value)] == 1 for value in own)
+        ):
+            found[module] = name
+    return found
+
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the input among the arguments that a layer was called with."""
+    value: Tensor = args[0] if args else kwargs["input"]
+    return value
+
+
+class LayerCall(NamedTuple):
+    """One call of a layer: the shape of its input, and its outputs at some places."""
+
+    shape: torch.Size
+    places: Tensor
+    outputs: Tensor
+    #: How many places there were.
+    of: int
+
+    @classmethod
+    def drawn(
+        cls,
+        module: nn.Module,
+        value: Tensor,
+        output: Tensor,
+        points: int,
+        generator: torch.Generator,
+    ) -> LayerCall:
+        """Return a call with this input and output, at :func:`positions`."""
+        places = positions(module, output, points, generator)
+        of = output.numel() // _channels(module)
+        return cls(value.shape, places, outputs_at(module, output, places), of)
+
+    def seen_again(self, module: nn.Module, value: Tensor) -> Tensor:
+        """Return what is seen at the same places in another input, see :func:`patches_at`.
+
+        Raises:
+            EngineError: the input has another shape, or the layer another number of filters.
+        """
+        was, now = [*self.shape, self.outputs.shape[1]], [*value.shape, _channels(module)]
+        if was != now:
+            raise EngineError(
+                f"sizes of its input and its filters were {was} and are {now}\n"
+                "  fit before speedup; what a layer sees must not be chosen by layers before it"
+            )
+        return patches_at(module, value, self.places)
 
 
 def positions(module: nn.Module, output: Tensor, points: int, generator: torch.Generator) -> Tensor:
@@ -71,7 +144,8 @@ def patches_at(module: nn.Module, value: Tensor, places: Tensor) -> Tensor:
         offset = (steps[:, None] + offset).flatten()
         pitch *= size
     seen = padded.flatten(2)[example[:, None], :, start[:, None] + offset]  # (places, K, C)
-    return seen.transpose(1, 2).reshape(len(places), layer.groups, -1)
+    columns = batched.shape[1] // layer.groups * len(offset)
+    return seen.transpose(1, 2).reshape(len(places), layer.groups, columns)
 
 
 def _batched(module: nn.Module, value: Tensor) -> Tensor:
@@ -82,3 +156,13 @@ def _batched(module: nn.Module, value: Tensor) -> Tensor:
 
 def _channels(module: nn.Module) -> int:
     return len(module.weight)  # type: ignore[arg-type]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a layer runs as PyTorch's own does, and no code of a subclass."""
+    kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
+    return kind is not None and all(
+        getattr(module, name) == getattr(kind, name).__get__(module)
+        for name in ("forward", "_conv_forward")
+        if hasattr(kind, name)
+    )

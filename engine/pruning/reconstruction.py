@@ -9,26 +9,34 @@ layers are fitted already. No labels and no training are needed.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from engine.analysis.example import undisturbed
 from engine.batches import Forward, call_with_batch
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
-from engine.pruning.patches import outputs_at, patches_at, positions
+from engine.pruning.patches import LayerCall, input_of, weighted_sums
 
-_FITTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+#: One of so many parts of the inputs is kept apart, to see how well the others were fitted.
+_PARTS = 4
+
+#: A call in the dense model, and which of its places are kept apart.
+_Noted = tuple[LayerCall, Tensor]
 
 
 class Refit(NamedTuple):
     """What fitting did to one layer.
 
     ``before`` and ``after`` are the squared errors of the filters that are left, at the places that
-    were looked at, relative to the sum of squares of their outputs in the dense model.
+    were looked at, relative to the sum of squares of their outputs in the dense model: on inputs
+    kept apart from fitting, unless ``damping`` was given.
     """
 
     layer: str
@@ -40,8 +48,10 @@ class Reconstruction:
     """What the layers of a model put out on some inputs, to come back to after pruning.
 
     Make it of the dense model, prune, then :meth:`apply`. Convolutions (not transposed ones) and
-    linear layers are fitted in the order in which they run; those that share their weight are not.
-    Weights that are zero stay zero, biases of filters without any weight stay as they are.
+    linear layers are fitted in the order in which they run; those that share their weight or bias,
+    that compute either from other parameters, or that are subclasses with a ``forward`` of their
+    own are not. Weights that are zero stay zero, biases of filters without any weight stay as they
+    are.
 
     Args:
         model: the model, before pruning. It is run in evaluation mode, and left as it is.
@@ -50,10 +60,13 @@ class Reconstruction:
         forward: ``forward(model, batch)`` runs the model, where that is not right.
         points: at how many places of each example a layer is looked at (the paper: 10).
         damping: how much a weight is held where it is, relative to the mean square of its inputs.
+            Without it, each layer has what suits inputs best that it is not fitted to: every
+            fourth batch, or, of fewer than four batches, the last quarter of each.
 
     Raises:
-        EngineError: there are no batches, no layer that can be fitted ran, ``points`` is below 1,
-            or ``damping`` is not above 0.
+        EngineError: there are no batches, one does not go through the model, no layer that can be
+            fitted ran, lazy layers have no weights yet, ``points`` is no whole number above 0, or
+            ``damping`` is no finite number above 0.
     """
 
     def __init__(
@@ -63,28 +76,21 @@ class Reconstruction:
         forward: Forward | None = None,
         *,
         points: int = 10,
-        damping: float = 1e-2,
+        damping: float | None = None,
     ) -> None:
-        if points < 1 or not damping > 0:
-            raise EngineError(
-                f"a reconstruction needs points >= 1 and damping > 0, got {points} and {damping}"
-            )
+        _check(model, points, damping)
+        self._batches = _listed(batches)
         self._model = model
-        self._batches = list(batches)
-        self._forward = forward or call_with_batch
+        self._forward = forward or _call_or_explain
         self._points = points
         self._damping = damping
-        self._names = _fitted_layers(model)
-        #: By layer, in the order of running: for each call in each batch, places and outputs there.
-        self._noted: dict[nn.Module, list[list[tuple[Tensor, Tensor]]]] = {}
-        self._note()
-        if not self._batches:
-            raise EngineError("a reconstruction needs batches, and got none")
+        self._names = weighted_sums(model)
+        #: By layer, in the order of running: for each batch, its calls.
+        self._noted: dict[nn.Module, list[list[_Noted]]] = {}
+        with _observable(model):
+            self._note()
         if not self._noted:
-            raise EngineError(
-                "a reconstruction fits convolutions and linear layers, and none ran with these "
-                "batches"
-            )
+            raise EngineError("no convolution or linear layer ran that a reconstruction can fit")
 
     def apply(self) -> list[Refit]:
         """Fit the model as it is now; return what that did to each layer, in the order of running.
@@ -93,17 +99,20 @@ class Reconstruction:
         pruned: the dense outputs remain what is wanted.
 
         Raises:
-            EngineError: the layers do not run as they did, or see NaN or infinity; no weight is
-                changed.
+            EngineError: the layers do not run as they did, have other shapes, or see NaN or
+                infinity; no weight is changed.
         """
         report = []
         changed: list[tuple[Tensor, Tensor]] = []
-        with undisturbed(self._model):
+        with _observable(self._model):
             try:
                 for module, name in self._names.items():
                     own = [p for p in module._parameters.values() if p is not None]
                     changed += [(parameter, parameter.clone()) for parameter in own]
-                    report.append(Refit(name, *self._fit(module, name)))
+                    try:
+                        report.append(Refit(name, *self._fit(module)))
+                    except EngineError as error:
+                        raise EngineError(f'layer "{name}" cannot be fitted: {error}') from error
             except BaseException:
                 for parameter, value in changed:
                     parameter.copy_(value)
@@ -112,58 +121,77 @@ class Reconstruction:
 
     def _note(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = collections.defaultdict(list)
+        calls: dict[nn.Module, list[_Noted]] = collections.defaultdict(list)
+        number = 0
 
-        def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            places = positions(module, output, self._points, generator)
-            calls[module].append((places, outputs_at(module, output, places)))
+        def look(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+            value = input_of(args, kwargs)
+            call = LayerCall.drawn(module, value, output, self._points, generator)
+            calls[module].append((call, self._apart(number, call)))
 
-        hooks = [module.register_forward_hook(look) for module in self._names]
+        # Before other hooks: they may change what the layer itself puts out.
+        hooks = [m.register_forward_hook(look, prepend=True, with_kwargs=True) for m in self._names]
         try:
-            with undisturbed(self._model):
-                for number, batch in enumerate(self._batches):
-                    self._forward(self._model, batch)
-                    for module, own in calls.items():
-                        before = self._noted.setdefault(module, [[] for _ in range(number)])
-                        before.append(own)
-                    for module in self._noted.keys() - calls.keys():
-                        self._noted[module].append([])
-                    calls.clear()
+            for number in range(len(self._batches)):
+                self._run(number)
+                for module, own in calls.items():
+                    before = self._noted.setdefault(module, [[] for _ in range(number)])
+                    before.append(own)
+                for module in self._noted.keys() - calls.keys():
+                    self._noted[module].append([])
+                calls.clear()
         finally:
             for hook in hooks:
                 hook.remove()
         self._names = {module: self._names[module] for module in self._noted}
 
-    def _fit(self, module: nn.Module, name: str) -> tuple[float, float]:
+    def _apart(self, number: int, call: LayerCall) -> Tensor:
+        """Return which places of a batch's output are kept apart: whole examples as far as can be.
+
+        The last part of a batch is the same examples in each layer, also where they were cut up.
+        """
+        if self._damping is not None:
+            return torch.zeros_like(call.places, dtype=torch.bool)
+        if len(self._batches) >= _PARTS:
+            return torch.full_like(call.places, number % _PARTS == _PARTS - 1, dtype=torch.bool)
+        return call.places * _PARTS >= call.of * (_PARTS - 1)
+
+    def _run(self, number: int) -> None:
+        """Run a batch, with the same random numbers each time."""
+        torch.default_generator.manual_seed(number)
+        for index in {p.device.index for p in self._model.parameters() if p.is_cuda}:
+            torch.cuda.default_generators[index].manual_seed(number)
+        torch.clear_autocast_cache()  # it may hold weights from before they were fitted
+        self._forward(self._model, self._batches[number])
+
+    def _fit(self, module: nn.Module) -> tuple[float, float]:
         problem = LayerProblem(module)
-        for batch, calls in zip(self._batches, self._noted[module], strict=True):
-            seen = self._seen(module, batch, [places for places, _ in calls])
+        for number, calls in enumerate(self._noted[module]):
+            if not calls:
+                continue
+            seen = self._seen(module, number, calls)
             if len(seen) < len(calls):
                 times = f"{len(calls)} times before pruning and {len(seen)} times now"
-                raise EngineError(f'layer "{name}" ran {times}, with the same batch')
-            for patches, (_, output) in zip(seen, calls, strict=True):
-                problem.add(patches, output)
-        try:
-            change, errors = problem.solve(self._damping)
-        except EngineError as error:
-            raise EngineError(f'layer "{name}" cannot be fitted: {error}') from error
+                raise EngineError(f"it ran {times}, with the same batch")
+            for patches, (call, apart) in zip(seen, calls, strict=True):
+                problem.add(patches[~apart], call.outputs[~apart])
+                problem.add(patches[apart], call.outputs[apart], apart=True)
+        change, errors = problem.solve(self._damping)
         problem.write(change)
         return errors
 
-    def _seen(self, module: nn.Module, batch: Any, places: list[Tensor]) -> list[Tensor]:
-        """Return what a layer sees in each of its calls, at these places."""
+    def _seen(self, module: nn.Module, number: int, calls: list[_Noted]) -> list[Tensor]:
+        """Return what a layer sees in each of its calls, at their places."""
         seen: list[Tensor] = []
-        if not places:
-            return seen
 
-        def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.append(patches_at(layer, inputs[0], places[len(seen)]))
-            if len(seen) == len(places):
+        def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(calls[len(seen)][0].seen_again(layer, input_of(args, kwargs)))
+            if len(seen) == len(calls):
                 raise _EnoughError
 
-        hook = module.register_forward_pre_hook(look)
+        hook = module.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            self._forward(self._model, batch)
+            self._run(number)
         except _EnoughError:
             pass
         finally:
@@ -171,19 +199,47 @@ class Reconstruction:
         return seen
 
 
-class _EnoughError(Exception):
-    """The layer was reached; what comes after it need not run."""
+class _EnoughError(BaseException):
+    """The layer was reached; what comes after it need not run. No ``except Exception`` stops it."""
 
 
-def _fitted_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Return the layers with a weight parameter of their own, and their names."""
-    users = collections.Counter(
-        id(parameter) for module in model.modules() for parameter in module._parameters.values()
-    )
-    return {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, _FITTED)
-        and module._parameters.get("weight") is not None
-        and users[id(module._parameters["weight"])] == 1
-    }
+@contextmanager
+def _observable(model: nn.Module) -> Iterator[None]:
+    """Leave the model as it is, and let hooks see its layers, also where it was compiled."""
+    with undisturbed(model), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _check(model: nn.Module, points: Any, damping: Any) -> None:
+    held = 1.0 if damping is None else damping
+    right = isinstance(points, int) and isinstance(held, int | float)
+    if not right or points < 1 or not 0 < held < math.inf:
+        raise EngineError(
+            "a reconstruction needs points >= 1, a whole number, and a finite damping > 0, got "
+            f"{points!r} and {damping!r}"
+        )
+    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
+        raise EngineError("the model has lazy layers without weights: run it once before")
+
+
+def _listed(batches: Iterable[Any]) -> list[Any]:
+    wrong = not isinstance(batches, Iterable) or isinstance(batches, Mapping)
+    listed = [] if wrong else list(batches)
+    if not listed:
+        got = f"got {type(batches).__name__}" if wrong else "got none"
+        raise EngineError(f"a reconstruction needs batches, a list of them or a loader, and {got}")
+    return listed
+
+
+def _call_or_explain(model: nn.Module, batch: Any) -> None:
+    try:
+        call_with_batch(model, batch)
+    except EngineError:
+        raise
+    except Exception as error:  # whatever the model makes of a shape, dtype or keyword
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EngineError(
+            f"a batch does not go through the model: {why}\n"
+            "  a batch is a tensor, a tuple whose first item is the input, or a mapping of "
+            "keywords; for anything else give forward=lambda model, batch: ..."
+        ) from error
