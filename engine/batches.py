@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-#: Calls a model with a batch, where :func:`call_with_batch` is not right.
+from engine.errors import EngineError
+
+#: Calls a model with a batch, where what a batch usually is does not hold.
 Forward = Callable[[nn.Module, Any], object]
 
 
@@ -18,3 +20,26 @@ def call_with_batch(model: nn.Module, batch: Any) -> object:
     if isinstance(batch, (tuple, list)):
         return model(batch[0])
     return model(batch)
+
+
+def call_or_explain(model: nn.Module, batch: Any) -> None:
+    """Call ``model`` with a batch as :func:`call_with_batch` does.
+
+    Raises:
+        EngineError: the model fails; the message says what the batch was and what it may be.
+    """
+    try:
+        call_with_batch(model, batch)
+    except EngineError:
+        raise
+    except Exception as error:  # whatever the model makes of a shape, dtype or keyword
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        what = type(first).__name__
+        if isinstance(first, Tensor):
+            what = f"{first.dtype} of shape {list(first.shape)}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(
+            f"a batch ({what}) does not go through the model: {lines[0]}\n"
+            "  a batch is a tensor, a tuple whose first item is the input, or a mapping of "
+            "keywords; for anything else give forward=lambda model, batch: ..."
+        ) from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from engine.analysis.example import undisturbed
-from engine.batches import Forward, call_with_batch
+from engine.batches import Forward, call_or_explain
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
 from engine.pruning.patches import LayerCall, input_of, weighted_sums
@@ -81,7 +81,7 @@ class Reconstruction:
         _check(model, points, damping)
         self._batches = _listed(batches)
         self._model = model
-        self._forward = forward or _call_or_explain
+        self._forward = forward or call_or_explain
         self._points = points
         self._damping = damping
         self._names = weighted_sums(model)
@@ -229,17 +229,3 @@ def _listed(batches: Iterable[Any]) -> list[Any]:
         got = f"got {type(batches).__name__}" if wrong else "got none"
         raise EngineError(f"a reconstruction needs batches, a list of them or a loader, and {got}")
     return listed
-
-
-def _call_or_explain(model: nn.Module, batch: Any) -> None:
-    try:
-        call_with_batch(model, batch)
-    except EngineError:
-        raise
-    except Exception as error:  # whatever the model makes of a shape, dtype or keyword
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EngineError(
-            f"a batch does not go through the model: {why}\n"
-            "  a batch is a tensor, a tuple whose first item is the input, or a mapping of "
-            "keywords; for anything else give forward=lambda model, batch: ..."
-        ) from error

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.batches import Forward, call_with_batch
+from engine.batches import Forward, call_or_explain
 from engine.errors import EngineError
 from engine.quantization.observers import Observer
 from engine.wrapper import Wrapper
@@ -22,24 +22,6 @@ def _require_iterable(batches: object) -> None:
         )
 
 
-def _call_or_explain(model: nn.Module, batch: Any) -> None:
-    try:
-        call_with_batch(model, batch)
-    except EngineError:
-        raise
-    except Exception as error:  # whatever the model makes of a shape, dtype or keyword
-        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        what = type(first).__name__
-        if isinstance(first, Tensor):
-            what = f"{first.dtype} of shape {list(first.shape)}"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise EngineError(
-            f"a calibration batch ({what}) does not go through the model: {lines[0]}\n"
-            "  a batch is a tensor, a tuple whose first item is the input, or a mapping of "
-            "keywords; for anything else give forward=lambda model, batch: ..."
-        ) from error
-
-
 @torch.no_grad()
 def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> int:
     """Run ``batches`` through ``model`` in evaluation mode, then give it back its modes.
@@ -47,7 +29,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | Non
     Args:
         model: the model.
         batches: a loader, or any iterable of what ``forward`` takes.
-        forward: calls the model with a batch; :func:`call_with_batch` without it.
+        forward: calls the model with a batch; :func:`engine.batches.call_or_explain` without it.
 
     Returns:
         How many batches there were.
@@ -56,7 +38,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | Non
         EngineError: there were none, or one does not go through the model (what ``forward`` raises
             is passed on).
     """
-    call = _call_or_explain if forward is None else forward
+    call = call_or_explain if forward is None else forward
     _require_iterable(batches)
     training = [module for module in model.modules() if module.training]
     count = 0

@@ -121,7 +121,11 @@ def test_what_is_not_finite_is_named():
         (ConvNet(), {"batches": batches(), "damping": "1"}, "damping > 0"),
         (ConvNet(), {"batches": {"x": images()}}, "needs batches, .*, and got dict"),
         (ConvNet(), {"batches": None}, "needs batches, .*, and got NoneType"),
-        (ConvNet(), {"batches": images()}, "a batch does not go through the model: expected 4D"),
+        (
+            ConvNet(),
+            {"batches": images()},
+            r"a batch \(.*\) does not go through the model: expected 4D",
+        ),
         (nn.Sequential(nn.LazyLinear(4)), {"batches": batches()}, "lazy layers without weights"),
     ],
 )

@@ -119,13 +119,13 @@ def test_export_before_any_range_was_seen_says_so_and_the_file_has_null(name, tm
         (3, "calibration got int in place of batches"),
         (
             [torch.zeros(2, 5)],
-            r"a calibration batch \(torch.float32 of shape \[2, 5\]\) does not go",
+            r"a batch \(torch.float32 of shape \[2, 5\]\) does not go",
         ),
         ([(torch.zeros(2, 6).long(), 1)], r"batch \(torch.int64 of shape \[2, 6\]\) does not go"),
-        ([None], r"a calibration batch \(NoneType\) does not go through the model: "),
+        ([None], r"a batch \(NoneType\) does not go through the model: "),
         (
             [{"y": torch.zeros(2, 6)}],
-            r"a calibration batch \(dict\) does not go through the model: ",
+            r"a batch \(dict\) does not go through the model: ",
         ),
     ],
 )
