@@ -223,10 +223,11 @@ def _shape(
 def _add_rules(schema: Schema, rules: Iterable[Schema]) -> None:
     """Let further keywords hold of what ``schema`` describes; several may hold the same one."""
     for rule in rules:
-        for key, value in rule.items():
-            if schema.setdefault(key, value) is not value:
-                also = {key: value, "properties": schema["properties"]}
-                schema["allOf"] = [*schema.get("allOf", []), also]
+        if rule.keys().isdisjoint(schema):
+            schema.update(rule)
+        else:  # stay together: "then" belongs to the "if" beside it
+            also = {**rule, "properties": schema["properties"]}
+            schema["allOf"] = [*schema.get("allOf", []), also]
 
 
 def section(shape: Shape, fixed: Schema | None = None) -> Schema:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ from engine.wrapper import Wrapper
 if TYPE_CHECKING:
     from engine.quantizer import Quantizer
 
+#: Ranges and scales become float32.
+_LARGEST = torch.finfo(torch.float32).max
 _GRID = ("scale", "zero_point", "qmin", "qmax", "range")
 
 
@@ -128,7 +129,8 @@ def _are_numbers(values: Any, count: int) -> bool:
         isinstance(values, list)
         and len(values) == count
         and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v) for v in values
+            isinstance(v, (int, float)) and not isinstance(v, bool) and -_LARGEST <= v <= _LARGEST
+            for v in values
         )
         and values == sorted(values)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class Nodes:
         """Start the script on the machine."""
         node = place.rpartition("#")[0]
         host, _, given = node.partition(":")
-        folder = given.removeprefix("~/") or str(self._experiment.folder)
+        at_home = given == "~" or given.startswith("~/")
+        folder = given[2:] or "." if at_home else given or str(self._experiment.folder)
         beside = sum(each.rpartition("#")[0] == node for each in self.places)
         # Below the folder, which may be relative to the user's home there.
         below = f"{job.config.parent.parent.name}/node/{job.config.stem}"
@@ -52,7 +54,8 @@ class Nodes:
             host,
             ["/bin/sh", "-c", _here(host, folder, below, self._there(below, job, beside), job)],
             self._experiment.folder,
-            environment_of("node", {}, {}),
+            # By this setting the next runner finds an ssh whose guard was killed, too.
+            environment_of("node", {}, {"ENGINE_REPORT_FILE": str(job.report)}),
             job.output,
             job.exit,
         )
@@ -94,7 +97,7 @@ class _Remote(Script):
     def poll(self) -> Ended | None:
         """Return how it ended; nothing is known of it when the machine could not be used."""
         ended = super().poll()
-        if ended is None or ended.code != _LOST:
+        if ended is None or ended.code != -signal.SIGKILL:
             return ended
         text = self._output.read_text(encoding="utf-8", errors="replace")
         said = [line.strip() for line in text.splitlines() if line.strip()]
@@ -126,7 +129,8 @@ def _here(host: str, folder: str, below: str, there: str, job: JobFiles) -> str:
     models, all_models = shlex.quote(str(job.models)), shlex.quote(str(job.models.parent))
     return (
         f"{on(there, '-tt')}; code=$?\n"
-        f"[ $code -ne {_LOST} ] || exit {_LOST}\n"
+        # Whoever reads the exit file takes the trial for cut off, a later runner as well.
+        f"[ $code -ne {_LOST} ] || kill -KILL $$\n"
         "if [ $code -eq 0 ]; then\n"
         f"  mkdir -p {fetched} {all_models}\n"
         f"  {on(f'tar -C {shlex.quote(below)} -cf - .')} | tar -C {fetched} -xf - || {{\n"

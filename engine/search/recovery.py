@@ -87,7 +87,7 @@ def put_back(study: Study, trial: FrozenTrial, status: str, *, attempt: int = 0)
     if trial.number not in continued(trials):
         # A runner may die while it asks: what is missing is proposed anew.
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        own = (STATUS, SECONDS, CONTINUES)
+        own = (STATUS, SECONDS, CONTINUES, RUNNER)  # whoever asks for the copy marks it
         kept = {key: value for key, value in trial.user_attrs.items() if key not in own}
         attempts = {ATTEMPT: attempt} if attempt else {}
         study.enqueue_trial(params, user_attrs={**kept, **attempts, CONTINUES: trial.number})

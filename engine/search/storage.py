@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ _DRIVERS = {
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
+#: Seconds between attempts to use a storage whose tables another runner is making.
+_PAUSES = (0.1, 0.3, 1.0)
 
 
 def file_storage(path: Path) -> Any:
@@ -73,13 +76,17 @@ def _without_fsync(connection: Any, record: object) -> None:
 
 def shared_storage(address: str) -> Any:
     """Return the storage at an address of Optuna's. EngineError when it cannot be used."""
-    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        try:
-            return _database(address)
-        except (IntegrityError, ProgrammingError):
-            return _database(address)  # another runner was making the tables
+        for pause in _PAUSES:
+            try:
+                return _database(address)
+            except SQLAlchemyError as error:
+                if not _is_being_made(error):
+                    raise
+            time.sleep(pause)
+        return _database(address)
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
         # The address may hold a password: it is not repeated.
         raise EngineError(
@@ -89,9 +96,32 @@ def shared_storage(address: str) -> Any:
 
 def _database(address: str) -> Any:
     from optuna.storages import RDBStorage, get_storage
+    from sqlalchemy import event
 
     # A trial takes hours, and the server may have been started anew since the last question.
-    return get_storage(RDBStorage(address, engine_kwargs={"pool_pre_ping": True}))
+    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if address.startswith("sqlite"):
+        kwargs["connect_args"] = {"timeout": 60}
+    storage = RDBStorage(address, engine_kwargs=kwargs)
+    if storage.engine.dialect.name == "sqlite":
+        # It locks no rows, so that two runners could both take a trial that waits.
+        event.listen(storage.engine, "begin", _lock_all)
+    return get_storage(storage)
+
+
+def _lock_all(connection: Any) -> None:
+    driver = connection.connection.driver_connection
+    driver.isolation_level = None  # else Python begins by itself, at the first change
+    driver.execute("BEGIN IMMEDIATE")
+
+
+def _is_being_made(error: Exception) -> bool:
+    """Return whether another runner is just making the tables."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    # SQLite and MySQL say in one class that there is a table and that there is no server.
+    there = isinstance(error, OperationalError) and "already exists" in str(error.orig)
+    return there or isinstance(error, (IntegrityError, ProgrammingError))
 
 
 def _remedy(error: Exception) -> str:
@@ -101,7 +131,7 @@ def _remedy(error: Exception) -> str:
     if driver := _missing_driver(error):
         return f"pip install {_DRIVERS.get(driver, driver)}"
     if isinstance(error, OperationalError):
-        return "engine run goes on from here when the server answers"
+        return "it needs a server that answers and that has this database and user"
     return "it is an address such as postgresql://user@host/database"
 
 

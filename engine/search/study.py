@@ -76,10 +76,11 @@ def open_study(
         )
     begun = len(study.get_trials(deepcopy=False))
     if _PLAN not in study.user_attrs:
-        study.set_user_attr(_PLAN, plan.section)
+        # The plan last: another runner that finds it takes the rest for told.
         study.set_user_attr(_IS_SHARED, storage is not None)
         if len(search.directions) > 1:
             study.set_metric_names(["score", *search.labels[: len(search.directions) - 1]])
+        study.set_user_attr(_PLAN, plan.section)
     # The same seed again would propose the same points again; so would that of another runner.
     offset = begun if storage is None else begun + hash((folder.root, os.getpid())) % 2**31
     seed = (int(data.get("random_seed", 0)) + offset) % 2**32

@@ -66,6 +66,21 @@ def test_what_a_schema_says_of_all_arguments_together_holds():
         assert list(validator.errors(whole, {**good, **bad})), bad
 
 
+@pytest.mark.parametrize("missing", ["b", "d"])
+def test_conditions_of_a_schedule_and_of_its_pruner_both_hold(missing):
+    def described(first, second):
+        arguments = {key: {"type": "integer", "description": key} for key in (first, second)}
+        condition = {"if": {"required": [first]}, "then": {"required": [second]}}
+        return {"x-engine": {}, "properties": arguments, **condition}
+
+    composed = schema.compose(described("a", "b"), "one", (described("c", "d"), "other"))
+    whole = schema.section(composed)
+    good = {"a": 1, "b": 1, "c": 1, "d": 1, "config_list": []}
+    assert not list(validator.errors(whole, good))
+    bad = {key: value for key, value in good.items() if key != missing}
+    assert list(validator.errors(whole, bad))
+
+
 def test_the_shared_definitions_are_json_schemas():
     for definition in SHARED["$defs"].values():
         Draft202012Validator.check_schema(definition)

@@ -87,6 +87,8 @@ def change(path, edit):
             r"a range is \[min, max\] or null",
         ),
         (lambda s: s["0"]["input"].update(range=[math.nan, 2]), r"a range is \[min, max\] or null"),
+        (lambda s: s["0"]["input"].update(range=[0, 10**400]), r"a range is \[min, max\] or null"),
+        (lambda s: s["0"]["input"].update(range=[0, 1e39]), r"a range is \[min, max\] or null"),
         (lambda s: s["0"]["input"].update(scale=math.nan), "scale is nan, a number is needed"),
         (lambda s: s["0"]["input"].update(scale="1"), "scale is '1', a number is needed"),
         (lambda s: s["0"]["input"].update(scale=0), "a scale of 0"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from small_search import SCORE, Make, Silent
+from small_search import SCORE, Make, Silent, alive
 
 from engine import EngineError
 from engine.experiment import read_experiment
-from engine.search import places
+from engine.search import places, recovery
+from engine.search.ledger import Ledger
 from engine.search.runner import Runner
 
 #: The host is the word before the last; "down" answers nobody, "lost" breaks off once, at first.
@@ -81,6 +84,18 @@ def test_reports_and_the_best_models_come_back_and_nothing_stays_there(
     assert "user@host" in log
 
 
+@pytest.mark.parametrize("folder", ["~", "~/"])
+def test_the_home_there_may_be_the_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "home").mkdir()
+    runner = run([f"host:{folder}"], n_samples=1)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "train.py").rename(tmp_path / "home" / "train.py")
+    runner.run()
+    assert counted(runner) == ["COMPLETE"]
+
+
 @pytest.mark.parametrize("folder", ["far away", "~/far away"])
 def test_a_folder_is_looked_for_in_the_users_home(run: Run, tmp_path: Path, folder: str) -> None:
     runner = run([f"host:{folder}"], n_samples=1)
@@ -98,7 +113,67 @@ def test_a_machine_that_cannot_be_reached_takes_no_trials_from_the_others(run: R
     assert counted(runner) == ["COMPLETE"] * 9
     lost = [status for status in told(runner) if status != "finished"]
     refused = "cut off: down cannot be used: ssh: connect to host down: Connection refused"
-    assert lost == [refused] * (len(places.RESTS) + 1)
+    assert set(lost) == {refused}
+    assert len(lost) <= len(places.RESTS) + 1, "it is left then, if the others take so long"
+
+
+def test_a_place_is_left_after_a_failure_more_than_it_may_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(places, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    both = places.Places(["a", "b"])
+    both.failed("a", "no route")
+    both.worked("a")  # in a row, it is said
+    for rest in places.RESTS:
+        both.failed("a", "no route")
+        clock[0] += 0.99 * rest
+        assert both.free([]) == ["b"]
+        clock[0] += 0.02 * rest
+        assert both.free([]) == ["a", "b"]
+    both.failed("a", "no route")
+    clock[0] += 1e9
+    assert both.free([]) == ["b"]
+    for _ in places.RESTS:
+        both.failed("b", "no route")
+    with pytest.raises(EngineError, match="no machine is left to run trials: no route"):
+        both.failed("b", "no route")
+
+
+def test_a_machine_lost_while_the_runner_ends_is_no_failure_of_its_trial(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "give_back", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(["down"], n_samples=1).run()
+    runner = run(["host"], n_samples=1)
+    runner.run()
+    assert counted(runner) == ["COMPLETE"]
+
+
+def test_an_ssh_whose_guard_was_killed_is_ended_by_the_next_runner(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "print(os.getppid(), flush=True)\ntime.sleep(60)\n"
+    runner = run(["host"], code)
+    job = runner.folder.job(0)
+    job.config.parent.mkdir(parents=True)
+    job.config.write_text('{"config_list": []}')
+    running = runner._executor.start(runner._executor.places[0], job)
+    deadline = time.monotonic() + 30
+    while not (lines := running.lines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    there = int(lines[0])
+    running._guard.kill()  # type: ignore[attr-defined]
+    monkeypatch.setattr(recovery, "GRACE", -1.0)
+    recovery.end_leftovers([job])
+    assert not alive(there)
+    running.close()
 
 
 def test_a_trial_whose_connection_breaks_is_tried_again(run: Run) -> None:

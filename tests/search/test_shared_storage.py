@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import datetime
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from optuna.study import Study
 from small_search import SCORE, Make, Silent
-from sqlalchemy.exc import IntegrityError, OperationalError
 
 from engine import EngineError
 from engine.cli import main
 from engine.experiment import read_experiment
-from engine.search import recovery, storage
-from engine.search.ledger import Ledger
+from engine.search import recovery
 from engine.search.report import collect
 from engine.search.runner import Runner
+from engine.search.study import is_shared
 
 
 @pytest.fixture
@@ -160,55 +159,40 @@ def test_an_experiment_in_its_own_file_stays_there(
         assert "are in its own study.db, not in a shared storage" in capsys.readouterr().err
 
 
-def test_a_missing_driver_is_named(
-    experiment: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg2", None)
-    file = str(experiment())
-    assert main(["run", file, "--storage", "postgresql+psycopg2://me:secret@localhost/x"]) == 2
-    assert capsys.readouterr().err == (
-        "--storage cannot be used: its driver psycopg2 is not installed\n"
-        "  pip install psycopg2-binary\n"
-    )
-
-
-def test_tables_that_another_runner_is_just_making_are_no_error(
+def test_a_study_whose_first_runner_died_early_is_shared_all_the_same(
     experiment: Make, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = storage._database, []
+    """A runner that took it for its own would put back what others run."""
+    file, told = experiment(SCORE, n_samples=1), []
+    note = Study.set_user_attr
 
-    def late(address: str) -> object:
-        made.append(address)
-        if len(made) == 1:
-            raise IntegrityError("CREATE TABLE studies", None, Exception("it exists"))
-        return make(address)
+    def die_after_one(study: Study, key: str, value: object) -> None:
+        if told:
+            raise KeyboardInterrupt
+        told.append(key)
+        note(study, key, value)
 
-    monkeypatch.setattr(storage, "_database", late)
-    assert main(["run", str(experiment(SCORE, n_samples=1)), "--storage", address]) == 0
-    assert made == [address, address]
+    with monkeypatch.context() as patched:
+        patched.setattr(Study, "set_user_attr", die_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            Runner(read_experiment(file), Silent(), storage=address).run()
+    runner = Runner(read_experiment(elsewhere(file)), Silent(), storage=address)
+    runner.run()
+    assert is_shared(runner.ledger.study)
 
 
-def test_a_storage_that_goes_away_ends_the_run_with_a_sentence_and_loses_nothing(
-    experiment: Make,
-    address: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_trial_that_was_put_back_is_of_the_runner_that_takes_it(
+    experiment: Make, address: str
 ) -> None:
-    file = str(experiment("open('runs', 'a').write('x')\n" + SCORE, n_samples=2))
-    tell = Ledger.tell
-
-    def gone(*args: object) -> None:
-        raise OperationalError("UPDATE trials", None, Exception("server closed"))
-
-    monkeypatch.setattr(Ledger, "tell", gone)
-    assert main(["run", file, "--storage", address]) == 2
-    assert capsys.readouterr().err == (
-        "the shared storage cannot be used: server closed\n"
-        "  engine run goes on from here when that is mended\n"
-    )
-    monkeypatch.setattr(Ledger, "tell", tell)
-    assert main(["run", file, "--storage", address]) == 0
-    assert (Path(file).parent / "runs").read_text() == "xx"
+    file = experiment(SCORE, n_samples=1)
+    first = Runner(read_experiment(file), Silent(), storage=address)
+    first.run()
+    first.ledger.samples = 2
+    asked = first.ledger.ask()
+    assert asked is not None
+    first.ledger.give_back(asked.number, "cut off")
+    first.ledger.study.ask()  # by another runner, which is about to mark it
+    assert first.ledger.recover() == []
 
 
 def test_another_experiment_of_the_same_name_is_refused(experiment: Make, address: str) -> None:
@@ -221,14 +205,3 @@ def test_another_experiment_of_the_same_name_is_refused(experiment: Make, addres
     )
     with pytest.raises(EngineError, match="the storage holds another experiment called test"):
         Runner(read_experiment(elsewhere(changed)), Silent(), storage=address).run()
-
-
-@pytest.mark.parametrize("address", ["nonsense", "postgresql://user:secret@nowhere/db"])
-def test_a_storage_that_cannot_be_used_is_said_without_its_password(
-    experiment: Make, capsys: pytest.CaptureFixture[str], address: str
-) -> None:
-    assert main(["run", str(experiment()), "--storage", address]) == 2
-    printed = capsys.readouterr().err
-    assert "--storage cannot be used" in printed
-    assert "secret" not in printed
-    assert "Traceback" not in printed
