@@ -103,11 +103,16 @@ class Script:
         complete, self._partial = (text, b"") if rest else _at_last_newline(text)
         return complete.decode("utf-8", errors="replace").splitlines(keepends=True)
 
-    def stop(self) -> None:
-        """End the script and all that it started, politely first; wait until that is done."""
+    def terminate(self) -> None:
+        """Ask the script to end, politely; :meth:`stop` waits until it has."""
         if self._guard.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self._guard.terminate()
+
+    def stop(self) -> None:
+        """End the script and all that it started, politely first; wait until that is done."""
+        self.terminate()
+        if self._guard.poll() is None:
             try:
                 self._guard.wait(timeout=2 * GRACE)
             except subprocess.TimeoutExpired:

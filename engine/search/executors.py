@@ -28,8 +28,11 @@ class Running(Protocol):
     def lines(self, *, rest: bool = False) -> list[str]:
         """Return the lines that it printed since the last call."""
 
+    def terminate(self) -> None:
+        """Ask it to end, and do not wait."""
+
     def stop(self) -> None:
-        """End it and all that it started."""
+        """End it and all that it started; wait until that is done."""
 
     def close(self) -> None:
         """Let go of its files."""

@@ -137,6 +137,8 @@ class Ledger:
         from optuna.trial import TrialState
 
         trial = self.study.get_trials(deepcopy=False)[number]
+        if trial.state.is_finished():
+            return None  # somebody has ended it in the study, with a dashboard, say
         attempt = int(trial.user_attrs.get(ATTEMPT, 0))
         failed = status not in (FINISHED, STOPPED)
         note(self.study, trial, SECONDS, round(seconds, 3))

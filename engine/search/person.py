@@ -55,6 +55,9 @@ class _Typed:
         lines, self._lines = self._lines, []
         return lines
 
+    def terminate(self) -> None:
+        pass
+
     def stop(self) -> None:
         pass
 

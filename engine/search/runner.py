@@ -202,6 +202,8 @@ class Runner:
             yield
         except BaseException:
             for running in self._running.values():
+                running.terminate()  # all at once: each may take its time of grace
+            for running in self._running.values():
                 running.stop()
             self._running.clear()
             # Where this fails, too, such as on a full disk, the next run does it.

@@ -156,11 +156,16 @@ def errors_told(storage: str) -> Iterator[None]:
     Args:
         storage: what the storage is called in the message.
     """
-    from optuna.exceptions import StorageInternalError
+    from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
+    except UpdateFinishedTrialError as error:
+        raise EngineError(
+            f"a trial that runs here was ended by somebody else in {storage}\n"
+            "  engine run goes on from here"
+        ) from error
     except (StorageInternalError, SQLAlchemyError) as error:
         raise EngineError(
             f"{storage} cannot be used: {_first_line(error.__cause__ or error)}\n"

@@ -95,6 +95,10 @@ class RunningTrial:
         """Wait until the script ends, at most so long."""
         self._running.wait(seconds)
 
+    def terminate(self) -> None:
+        """Ask the script to end, and do not wait."""
+        self._running.terminate()
+
     def stop(self) -> None:
         """End the script."""
         self._running.stop()

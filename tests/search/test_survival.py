@@ -148,6 +148,49 @@ def test_a_stopped_runner_leaves_nothing_and_goes_on(
     check_complete(file.parent, 4)
 
 
+#: Told to end, it waits for its neighbour to be told, too, and notes if it was.
+TIDIES_UP = (
+    "import glob, signal\n"
+    "os.makedirs('log', exist_ok=True)\n"
+    "def tidy(*_):\n"
+    "    open(f'log/{os.getpid()}.told', 'w').close()\n"
+    "    deadline = time.monotonic() + 4\n"
+    "    while len(glob.glob('log/*.told')) < 2 and time.monotonic() < deadline: time.sleep(0.01)\n"
+    "    if len(glob.glob('log/*.told')) == 2: open(f'log/{os.getpid()}.both', 'w').close()\n"
+    "    os._exit(0)\n"
+    "signal.signal(signal.SIGTERM, tidy)\n"
+    "open(f'log/{os.getpid()}.begun', 'w').close()\n"
+    "time.sleep(60)\n"
+)
+
+
+def test_all_scripts_are_told_to_end_before_any_is_waited_for(
+    experiment: Make, start: Start
+) -> None:
+    file = experiment(TIDIES_UP, n_samples=2, n_parallel=2)
+    runner = start(file)
+    wait_for(lambda: len(running(file.parent)) == 2)
+    runner.send_signal(signal.SIGINT)
+    runner.communicate(timeout=30)
+    assert len(logged(file.parent, "both")) == 2
+
+
+def test_a_trial_that_somebody_ends_in_the_study_stops_nothing(experiment: Make) -> None:
+    code = (
+        "import optuna\n" + SCORE.replace("report(", "score = (") + "if number == 0:\n"
+        "    address = 'sqlite:///' + os.path.abspath('test.exp/study.db')\n"
+        "    study = optuna.load_study(study_name=None, storage=address)\n"
+        "    study.tell(0, state=optuna.trial.TrialState.FAIL)\n"
+        "report(score)\n"
+    )
+    file = experiment(code, n_samples=2)
+    script = file.parent / "train.py"
+    script.write_text(script.read_text().replace(" -S\n", "\n", 1))
+    runner = Runner(read_experiment(file), Silent())
+    runner.run()
+    assert [t.state.name for t in runner.ledger.study.trials] == ["FAIL", "COMPLETE"]
+
+
 def test_a_script_that_ended_while_no_runner_was_there_is_not_run_again(experiment: Make) -> None:
     file = experiment(SLOW, n_samples=1)
     first = Runner(read_experiment(file), Silent())
