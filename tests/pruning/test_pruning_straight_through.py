@@ -50,7 +50,7 @@ def test_the_gradient_of_a_mask_that_is_applied_in_place_is_refused():
     with pytest.raises(PluginError) as caught:
         pruner.mask_gradient(pruner.get_modules_wrapper()[0])
     assert str(caught.value) == (
-        "level asks for the gradient of a mask that is applied in place\n"
+        "level (engine 0.1.0) asks for the gradient of a mask that is applied in place\n"
         "  set straight_through = True in the class: then the weights beneath it stay"
     )
 
