@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from engine.analysis.example import call, example_of, undisturbed
+from engine.analysis.example import call, example_of
 from engine.speedup import Block, channel_blocks
+from engine.undisturbed import undisturbed
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COLUMNS = (nn.Embedding, nn.EmbeddingBag)

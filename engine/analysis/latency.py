@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.analysis.example import Example, call, example_of, undisturbed
+from engine.analysis.example import Example, call, example_of
 from engine.errors import EngineError
+from engine.undisturbed import undisturbed
 
 
 class Latency(NamedTuple):

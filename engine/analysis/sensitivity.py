@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from engine.analysis.example import State
 from engine.analysis.plot import plot_lines
 from engine.analysis.progress import Progress, fingerprint
 from engine.analysis.single_layer import SingleLayerPruning
@@ -18,6 +17,7 @@ from engine.errors import EngineError, nearest
 from engine.files import PathLike
 from engine.metric import number
 from engine.pruner import Pruner
+from engine.undisturbed import State
 
 #: When to stop with a layer: the metric, the value given and the metric of the model as it is.
 _STOPS: Mapping[str, Callable[[float, float, float], bool]] = {

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from engine import registry
-from engine.analysis.example import State
 from engine.errors import ConfigError, EngineError, PluginError, nearest
 from engine.pruner import Pruner
+from engine.undisturbed import State
 
 
 class SingleLayerPruning:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from engine.analysis.example import State
 from engine.automatic.journal import Trial
+from engine.undisturbed import State
 
 if TYPE_CHECKING:
     from engine.automatic.pruner import AutomaticPruner

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from engine.analysis.example import undisturbed
 from engine.batches import Forward, call_or_explain
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
 from engine.pruning.patches import LayerCall, input_of, weighted_sums
+from engine.undisturbed import undisturbed
 
 #: One of so many parts of the inputs is kept apart, to see how well the others were fitted.
 _PARTS = 4

@@ -46,6 +46,18 @@ def test_no_module_needs_one_that_needs_it():
     assert len(done) > 200
 
 
+def test_a_pruner_and_a_quantizer_load_no_analysis():
+    graph, reached = needs(), set()
+    waiting = ["engine.pruner", "engine.pruning", "engine.schedule", "engine.quantizer"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += graph[module]
+    assert "engine.undisturbed" in reached
+    assert not [module for module in reached if module.startswith("engine.analysis")]
+
+
 def test_the_core_knows_no_plugin():
     for file in ENGINE.rglob("*.py"):
         assert "import plugins_builtin" not in file.read_text()
