@@ -212,7 +212,7 @@ class Compressor:
         The optimizer trains them in the group of their layer's weight. Made after
         :meth:`compress`, with a group of theirs, it gives them a learning rate of their own.
         """
-        return [parameter for wrapper in self.wrappers for parameter in wrapper.parameters()]
+        return list(LearnedParameters(self.bound_model, self.wrappers).all())
 
     def add_activation_collector(
         self, collector: Callable[[Wrapper, tuple[Any, ...], Any], None]

@@ -64,8 +64,7 @@ class _Dequantize:
     def __init__(self, layer: nn.Module, weight: IntegerWeight) -> None:
         self._layer = layer
         self._axis, self._group_size = weight.axis, weight.group_size
-        limits = (-128, 127) if weight.values.dtype == torch.int8 else (0, 255)
-        self._settings = (*limits, weight.values.dtype)
+        self._settings = (*weight.limits, weight.values.dtype)
         if self._axis is None:
             self._single = float(weight.scale), int(weight.zero_point)
             return

@@ -59,8 +59,7 @@ def _fold(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     eps: Any = norm.args[6]
     factor = factor_of(gamma, variance, eps)
     held = _held(module, weight)
-    limits = (-128, 127) if held.values.dtype == torch.int8 else (0, 255)
-    form = AffineForm(held.scale, held.zero_point, *limits, held.axis, None)
+    form = AffineForm(held.scale, held.zero_point, *held.limits, held.axis, None)
     folded = integer_weight(held.dequantized(), form, factor, channel_axis=0)
     before = _tensor(module, bias)
     shift = (-mean if before is None else before - mean) * factor
@@ -93,14 +92,13 @@ def _put(
     parts = {"scale": folded.scale, "zero_point": folded.zero_point, "bias": bias}
     for name, value in parts.items():
         module.register_buffer(f"folded_{name}_{layer.name}", value.to(bias.device))
-    limits = (-128, 127) if folded.values.dtype == torch.int8 else (0, 255)
     with module.graph.inserting_before(layer):
         scale, zero_point, read_bias = (
             module.graph.get_attr(f"folded_{name}_{layer.name}") for name in parts
         )
         dequantized = module.graph.call_function(
             _OPS.dequantize_per_channel.default,
-            (stored, scale, zero_point, folded.axis, *limits, folded.values.dtype),
+            (stored, scale, zero_point, folded.axis, *folded.limits, folded.values.dtype),
         )
     layer.args = (layer.args[0], dequantized, read_bias, *layer.args[3:])
     layer.kwargs = {key: value for key, value in layer.kwargs.items() if key != "bias"}

@@ -31,6 +31,11 @@ class IntegerWeight(NamedTuple):
     axis: int | None
     group_size: int | None
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and largest integer of the values' type."""
+        return (-128, 127) if self.values.dtype == torch.int8 else (0, 255)
+
     def dequantized(self) -> Tensor:
         """Return the float32 weight."""
         form = AffineForm(self.scale, self.zero_point, 0, 0, self.axis, self.group_size)

@@ -113,10 +113,8 @@ class Folder:
         data = dict(experiment.data)
         held = self.read() if self.frozen.exists() else None
         if held is None or not any((self.root / "jobs").iterdir()):
-            kept = {"experiment": data, "plan": plan.section, "shared": shared}
-            if held is not None:
-                kept = {**held, "shared": shared}
-            text = json.dumps(kept, indent=2)
+            kept = held or {"experiment": data, "plan": plan.section}
+            text = json.dumps({**kept, "shared": shared}, indent=2)
             write_whole(self.frozen, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         if held is None:
             return

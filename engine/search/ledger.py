@@ -114,18 +114,14 @@ class Ledger:
         mine = trials[number].user_attrs
         if CONTINUES in mine:
             return False
-        again = studies.continued(trials)
-        begun = [
-            trial
-            for trial in trials[:number]
-            if trial.state != TrialState.WAITING
-            and trial.number not in again
-            and trial.user_attrs.get(STATUS) != WITHDRAWN
-        ]
         point = mine.get(POINT)
-        if point is None:
-            return len(begun) >= self.samples or self.search.proposer == "sequence"
-        return any(trial.user_attrs.get(POINT) == point for trial in trials[:number])
+        if point is not None:
+            return any(trial.user_attrs.get(POINT) == point for trial in trials[:number])
+        begun = sum(
+            trial.number < number and trial.state != TrialState.WAITING
+            for trial in studies.counted(trials)
+        )
+        return begun >= self.samples or self.search.proposer == "sequence"
 
     def tell(
         self, number: int, status: str, result: list[float] | None, seconds: float

@@ -130,9 +130,10 @@ class Runner:
 
     def _start(self, place: str) -> None:
         trial = self.ledger.ask()
-        self._left = 0 if trial is None else self._left - 1
         if trial is None:
+            self._left = 0
             return
+        self._left -= 1
         configuration = self.plan.configuration(trial.params)
         running = RunningTrial(
             trial,

@@ -157,9 +157,14 @@ def continued(trials: list[FrozenTrial]) -> set[int]:
 
 def settled(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that count: ended, carried on by no other, and not one too many."""
+    return [trial for trial in counted(trials) if trial.state.is_finished()]
+
+
+def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials, ended or not, that no other carries on and that are not one too many."""
     again = continued(trials)
-    ended = [t for t in trials if t.state.is_finished() and t.number not in again]
-    return [t for t in ended if t.user_attrs.get(STATUS) != WITHDRAWN]
+    kept = [trial for trial in trials if trial.number not in again]
+    return [trial for trial in kept if trial.user_attrs.get(STATUS) != WITHDRAWN]
 
 
 def _at(parameter: Parameter, place: float) -> Any:
