@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from engine import hookspecs, registry
-from engine.stack import FIRST_RESULT, HOOKS
+from engine import hookspecs
+from engine.plugins import registry
+from engine.plugins.stack import FIRST_RESULT, HOOKS
 
 DOCS = Path(__file__).resolve().parent
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.compressor import Compressor
-    from engine.create import create_compressor
+    from engine.analysis.layer_table import layer_table
+    from engine.attach.compressor import Compressor
+    from engine.attach.create import create_compressor
+    from engine.attach.watch import LayerState, Watcher, layer_states, total_sparsity
+    from engine.attach.wrapper import Wrapper
     from engine.errors import (
         CheckpointError,
         ConfigError,
@@ -24,47 +27,50 @@ if TYPE_CHECKING:
     )
     from engine.export import apply_masks, load_masks, load_quantized
     from engine.hookspecs import hookimpl
-    from engine.pruner import Pruner
-    from engine.quantizer import QuantGrad, Quantizer, QuantType, bits_of, quant_types_of
-    from engine.report import layer_table
-    from engine.schedule import Schedule
+    from engine.pruning.pruner import Pruner
+    from engine.pruning.schedule import Schedule
+    from engine.quantization.quantizer import (
+        QuantGrad,
+        Quantizer,
+        QuantType,
+        bits_of,
+        quant_types_of,
+    )
     from engine.speedup import load_compressed, save_compressed
-    from engine.watch import LayerState, Watcher, layer_states, total_sparsity
-    from engine.wrapper import Wrapper
 
 _HOME = {
     "BasicConfig": "engine.experiment",
     "CheckpointError": "engine.errors",
-    "Compressor": "engine.compressor",
+    "Compressor": "engine.attach.compressor",
     "ConfigError": "engine.errors",
     "EngineError": "engine.errors",
     "ExportError": "engine.errors",
-    "LayerState": "engine.watch",
+    "LayerState": "engine.attach.watch",
     "PluginError": "engine.errors",
     "Problem": "engine.errors",
-    "Pruner": "engine.pruner",
-    "QuantGrad": "engine.quantizer",
-    "QuantType": "engine.quantizer",
-    "Quantizer": "engine.quantizer",
-    "Schedule": "engine.schedule",
-    "Watcher": "engine.watch",
-    "Wrapper": "engine.wrapper",
+    "Pruner": "engine.pruning.pruner",
+    "QuantGrad": "engine.quantization.quantizer",
+    "QuantType": "engine.quantization.quantizer",
+    "Quantizer": "engine.quantization.quantizer",
+    "Schedule": "engine.pruning.schedule",
+    "Watcher": "engine.attach.watch",
+    "Wrapper": "engine.attach.wrapper",
     "apply_masks": "engine.export",
-    "bits_of": "engine.quantizer",
-    "create_compressor": "engine.create",
+    "bits_of": "engine.quantization.quantizer",
+    "create_compressor": "engine.attach.create",
     "experiment_args": "engine.experiment",
     "hookimpl": "engine.hookspecs",
-    "layer_states": "engine.watch",
-    "layer_table": "engine.report",
+    "layer_states": "engine.attach.watch",
+    "layer_table": "engine.analysis.layer_table",
     "load_compressed": "engine.speedup",
     "load_masks": "engine.export",
     "load_quantized": "engine.export",
     "print_result": "engine.experiment",
-    "quant_types_of": "engine.quantizer",
+    "quant_types_of": "engine.quantization.quantizer",
     "report_model": "engine.experiment",
     "save_compressed": "engine.speedup",
     "save_model": "engine.experiment",
-    "total_sparsity": "engine.watch",
+    "total_sparsity": "engine.attach.watch",
 }
 
 __all__ = [

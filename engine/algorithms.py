@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine import registry
+from engine.plugins import registry
 
 
 def __getattr__(name: str) -> Any:

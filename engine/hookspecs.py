@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from engine.compressor import Compressor
-    from engine.quantizer import QuantType
+    from engine.attach.compressor import Compressor
+    from engine.attach.wrapper import Wrapper
+    from engine.quantization.quantizer import QuantType
     from engine.speedup import RuleLike
-    from engine.wrapper import Wrapper
 
 PROJECT = "engine"
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine import registry
+from engine.plugins import registry
 
 
 class ConvNet(nn.Module):

@@ -11,7 +11,7 @@ from interleaved import compare, show
 from torch import nn
 
 import engine
-from engine.stack import Stack
+from engine.plugins.stack import Stack
 
 
 class Identity(engine.Quantizer):

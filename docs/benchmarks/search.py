@@ -47,7 +47,7 @@ def write(folder, code, **changes):
 def run(file):
     """Return the seconds that ``engine run`` takes."""
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--quiet"]
+    command = [sys.executable, "-m", "engine", "run", str(file), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
@@ -171,7 +171,7 @@ def searched(folder, seed, options):
     file.write_text(json.dumps(data))
     run(file)
     subprocess.run(
-        [sys.executable, "-m", "engine.cli", "report", str(file)],
+        [sys.executable, "-m", "engine", "report", str(file)],
         check=True,
         stdout=subprocess.DEVNULL,
     )

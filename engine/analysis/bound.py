@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from engine.analysis.example import call, example_of
+from engine.attach.undisturbed import undisturbed
 from engine.speedup import Block, channel_blocks
-from engine.undisturbed import undisturbed
+from engine.user_code.example import call, example_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COLUMNS = (nn.Embedding, nn.EmbeddingBag)

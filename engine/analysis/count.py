@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from engine.analysis.example import call, example_of
-from engine.analysis.flops import FlopCounter, Tally, nonzeros
-from engine.analysis.table import shape_text, short, text_table, write_table
+from engine.attach.undisturbed import undisturbed
 from engine.export.mask_files import masked_parameters
 from engine.files import PathLike
-from engine.undisturbed import undisturbed
+from engine.files.table import shape_text, short, text_table, write_table
+from engine.pruning.flops import FlopCounter, Tally, nonzeros
+from engine.user_code.example import call, example_of
 
 #: What one unit of ``flops`` is; stands in files and above tables.
 CONVENTION = "FLOPs: 2 per multiply-add of matrix products and convolutions, whole batch"

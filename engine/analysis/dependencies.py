@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from engine.analysis.bound import bound_channels
-from engine.analysis.table import write_csv
 from engine.files import PathLike
+from engine.files.table import write_csv
 
 
 class ChannelDependency:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.analysis.example import Example, call, example_of
+from engine.attach.undisturbed import undisturbed
 from engine.errors import EngineError
-from engine.undisturbed import undisturbed
+from engine.user_code.example import Example, call, example_of
 
 
 class Latency(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from engine.files import PathLike
-from engine.progress_file import ProgressFile, Words
+from engine.files.progress import ProgressFile, Words
 
 _WORDS = Words(
     kind="the progress file of a sensitivity analysis",

@@ -11,13 +11,13 @@ from torch import nn
 from engine.analysis.plot import plot_lines
 from engine.analysis.progress import Progress, fingerprint
 from engine.analysis.single_layer import SingleLayerPruning
-from engine.analysis.table import write_csv
-from engine.checkpoint import load_model
+from engine.attach.checkpoint import load_model
+from engine.attach.undisturbed import State
 from engine.errors import EngineError, nearest
 from engine.files import PathLike
-from engine.metric import number
-from engine.pruner import Pruner
-from engine.undisturbed import State
+from engine.files.table import write_csv
+from engine.pruning.pruner import Pruner
+from engine.user_code.metric import number
 
 #: When to stop with a layer: the metric, the value given and the metric of the model as it is.
 _STOPS: Mapping[str, Callable[[float, float, float], bool]] = {

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from engine.analysis.count import CONVENTION, LayerCount, ModelCount
-from engine.analysis.table import WIDTH, shape_text, short, text_table, write_table
 from engine.files import PathLike
+from engine.files.table import WIDTH, shape_text, short, text_table, write_table
 from engine.speedup import SpeedupReport
 
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from engine import registry
+from engine.attach.undisturbed import State
 from engine.errors import ConfigError, EngineError, PluginError, nearest
-from engine.pruner import Pruner
-from engine.undisturbed import State
+from engine.plugins import registry
+from engine.pruning.pruner import Pruner
 
 
 class SingleLayerPruning:

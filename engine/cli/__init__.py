@@ -100,7 +100,7 @@ def _unknown(name: str) -> int:
 
 def version() -> str:
     """Return the version of the distribution that this package belongs to."""
-    from engine import registry
+    from engine.plugins import registry
 
     own = (p for p in registry.algorithms() if p.comes_from(registry.OWN_DISTRIBUTION))
     return next((plugin.version for plugin in own), "unknown")

@@ -80,11 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one analysis; conflicts that were found give exit code 1."""
-    from engine.model_factory import build
+    from engine.user_code.model_factory import build
 
     model = build(args.model)
     if args.state_dict is not None:
-        from engine.checkpoint import load_model
+        from engine.attach.checkpoint import load_model
         from engine.files import load_tensors
 
         load_model(model, load_tensors(args.state_dict))
@@ -156,7 +156,7 @@ def _conflicts(subject: _Subject, args: argparse.Namespace) -> int:
 
 def _latency(subject: _Subject, args: argparse.Namespace) -> int:
     from engine.analysis import compare_latency, measure_latency, model_size
-    from engine.model_factory import build
+    from engine.user_code.model_factory import build
 
     model, inputs = subject
     if args.against is None:

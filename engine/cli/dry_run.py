@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.cli.table import table
 from engine.config import Settings
-from engine.model_factory import build
+from engine.user_code.model_factory import build
 
 _HEADER = ("LAYER", "TYPE", "SHAPE", "ENTRY", "GETS")
 _LIMITS = (40, 20, 20, 5, 60)
@@ -26,7 +26,7 @@ def layers(settings: Settings, target: str) -> list[str]:
         ConfigError: the configuration does not fit the model.
     """
     model = build(target)
-    from engine.create import create_compressor
+    from engine.attach.create import create_compressor
 
     compressor = create_compressor(model, settings.document)
     chosen = {wrapper.name: wrapper for wrapper in compressor.get_modules_wrapper()}

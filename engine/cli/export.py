@@ -13,7 +13,7 @@ from engine.cli.table import table
 from engine.errors import CheckpointError, EngineError
 
 if TYPE_CHECKING:
-    from engine.compressor import Compressor
+    from engine.attach.compressor import Compressor
     from engine.config import Settings
     from engine.export.placement import Placement
 
@@ -101,10 +101,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _restored(settings: Settings, args: argparse.Namespace) -> Compressor:
     """Return the compressor, attached to the model, with what the checkpoint holds."""
-    from engine.checkpoint import load_model
-    from engine.create import create_compressor
+    from engine.attach.checkpoint import load_model
+    from engine.attach.create import create_compressor
     from engine.files import load_tensors
-    from engine.model_factory import build
+    from engine.user_code.model_factory import build
 
     model = build(args.model)
     compressor = create_compressor(model, settings.document)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine import registry
 from engine.cli.table import table
-from engine.registry import Plugin
+from engine.plugins import registry
+from engine.plugins.registry import Plugin
 
 _HEADER = ("NAME", "KIND", "STATUS", "DISTRIBUTION", "VERSION", "SUMMARY")
 _LIMITS = (30, 10, 12, 20, 10, 100)

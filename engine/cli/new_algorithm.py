@@ -7,10 +7,10 @@ import keyword
 import re
 from pathlib import Path
 
-from engine import registry
 from engine.errors import EngineError
-from engine.registry import Plugin
-from engine.registry.schema_file import find_module
+from engine.plugins import registry
+from engine.plugins.registry import Plugin
+from engine.plugins.registry.schema_file import find_module
 
 KINDS = ("pruning", "quantization", "schedule", "extension")
 #: Words that say nothing: left in place they would collide with the next author's.

@@ -30,16 +30,16 @@ def run(args: argparse.Namespace) -> int:
 
     Exit code 1 when no trial has finished.
     """
-    from engine.search.report import collect
-    from engine.search.report.tables import as_csv, summary
+    from engine.experiment.search.report import collect
+    from engine.experiment.search.report.tables import as_csv, summary
 
     folder = _folder(args.experiment)
     report = collect(folder, args.storage)
     print(json.dumps(report, indent=2) if args.json else printable(summary(report, table)))
     if not args.no_files:
-        from engine.search.best import write_best
-        from engine.search.report.page import page
-        from engine.search.study import load_study
+        from engine.experiment.search.best import write_best
+        from engine.experiment.search.report.page import page
+        from engine.experiment.search.study import load_study
 
         best = None
         study = load_study(folder, args.storage) if report["best"] is not None else None
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _folder(given: str) -> Any:
     from engine.experiment import read_experiment
-    from engine.search.folder import SUFFIX, Folder
+    from engine.experiment.search.folder import SUFFIX, Folder
 
     path = Path(given)
     if path.is_dir():

@@ -66,7 +66,7 @@ def _once(experiment: Experiment, *, quiet: bool) -> int:
 
 def _search(experiment: Experiment, storage: str | None, *, quiet: bool) -> int:
     from engine.cli.search_view import shown, view_for_terminal
-    from engine.search.runner import Runner
+    from engine.experiment.search.runner import Runner
 
     view = view_for_terminal(plain=quiet or experiment.resource == "passive")
     runner = Runner(experiment, view, storage=storage, ask=_ask)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import printable
-from engine.search.runner import Runner
+from engine.experiment.search.runner import Runner
 
 if TYPE_CHECKING:
-    from engine.search.trial import RunningTrial
+    from engine.experiment.search.trial import RunningTrial
 
 #: Trials in the live table, and seconds between two drawings of it.
 _ROWS = 12

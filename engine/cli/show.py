@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine import registry
 from engine.cli.list_algorithms import facts
 from engine.cli.table import table
 from engine.config.choose import choose
 from engine.config.describe import needs
 from engine.config.plain import show as spelt
 from engine.config.schema import Shape
-from engine.registry import Plugin
+from engine.plugins import registry
+from engine.plugins.registry import Plugin
 
 _HEADER = ("NAME", "DEFAULT", "VALUE")
 _LIMITS = (28, 20, 100)

@@ -13,7 +13,7 @@ from engine.config.messages import Found, Words
 from engine.config.plain import escape, show
 from engine.config.schema import Schema
 from engine.errors import ConfigError, nearest
-from engine.registry import EXTENSIONS, Plugin
+from engine.plugins.registry import EXTENSIONS, Plugin
 
 
 class Extension(NamedTuple):

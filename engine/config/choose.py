@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from engine import registry
 from engine.config import quick, schema
 from engine.config.document import Document
 from engine.config.messages import Found
 from engine.config.plain import escape, steps
 from engine.config.schema import BadSchemaError, Schema, Shape
 from engine.errors import ConfigError, PluginError
-from engine.registry import Plugin, Refusal
+from engine.plugins import registry
+from engine.plugins.registry import Plugin, Refusal
 
 
 class Choice(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine import registry
 from engine.config import fill, schema
 from engine.config.choose import choose, errors, fail
 from engine.config.document import from_python
 from engine.config.messages import Found, Words
 from engine.config.schema import SELECTION, Schema, Shape
-from engine.registry import Plugin
+from engine.plugins import registry
+from engine.plugins.registry import Plugin
 
 Entries = list[dict[str, Any]]
 ConfigList = Sequence[Mapping[str, Any]] | None

@@ -15,7 +15,7 @@ from typing import Any
 from engine.errors import EngineError, nearest
 from engine.experiment.basic_config import BasicConfig
 from engine.experiment.protocol import print_result
-from engine.job_files import model_folder, saves_model
+from engine.files.job import model_folder, saves_model
 
 _remembered: list[Callable[[], object]] = []
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
 from engine.files import write_whole
-from engine.job_files import report_file
+from engine.files.job import report_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from engine.compressor import Compressor
+    from engine.attach.compressor import Compressor
 
 _WHOLE = ("params", "nonzero_params", "flops", "masked_flops", "file_bytes", "latency_seconds")
 
@@ -76,7 +76,7 @@ def _totals(
     model: nn.Module, compressors: tuple[Compressor, ...], dummy_input: Any
 ) -> dict[str, int]:
     from engine.analysis import count_flops_params, model_size
-    from engine.report import layer_table
+    from engine.analysis.layer_table import layer_table
 
     parameters = list(model.parameters())
     result = {
@@ -110,7 +110,7 @@ def _layers(
 
     ``sparsity`` is the fraction of the original weights that are zero or gone.
     """
-    from engine.report import layer_table
+    from engine.analysis.layer_table import layer_table
 
     now = {row.name: row for row in layer_table(model, *compressors).rows}
     then = now if before is None else {row.name: row for row in layer_table(before).rows}

@@ -16,7 +16,7 @@ from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.protocol import MARK, result_in
 from engine.experiment.read import Experiment
 from engine.files import write_whole
-from engine.job_files import environment
+from engine.files.job import environment
 
 JOBS = "jobs"
 MODELS = "models"

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, nearest
 from engine.files import PathLike
-from engine.quant_types import QuantType, bits_of, of_type, quant_types_of
-from engine.wrapper import Wrapper
+from engine.quantization.quant_types import QuantType, bits_of, of_type, quant_types_of
 
 if TYPE_CHECKING:
-    from engine.quantizer import Quantizer
+    from engine.quantization.quantizer import Quantizer
 
 #: Ranges and scales become float32.
 _LARGEST = torch.finfo(torch.float32).max

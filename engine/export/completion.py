@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from engine.batches import call_with_batch
 from engine.errors import ExportError
 from engine.export.integer_bias import CONVOLUTIONS, LINEAR
 from engine.export.integer_graph import (
@@ -36,6 +35,7 @@ from engine.export.integer_graph import (
 from engine.export.selecting import keeps_values
 from engine.quantization.observers import MinMax
 from engine.quantization.scheme import Scheme
+from engine.user_code.batches import call_with_batch
 
 _SCHEME = Scheme(8)
 #: Of the range that batches show: a step of 7 bits, which is what 8 symmetric ones have for values

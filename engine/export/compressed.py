@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from engine.computed import Stage, is_computed
+from engine.attach.computed import Stage, is_computed
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
 from engine.export.mask_files import masks_of
@@ -17,8 +17,8 @@ from engine.files import PathLike, save_tensors, write_whole
 
 if TYPE_CHECKING:
     from engine.export.placement import Placement
-    from engine.pruner import Pruner
-    from engine.quantizer import Quantizer
+    from engine.pruning.pruner import Pruner
+    from engine.quantization.quantizer import Quantizer
 
 
 def export_pruned(

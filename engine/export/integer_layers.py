@@ -16,19 +16,19 @@ import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import Tensor, nn
 
-from engine.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.attach.wrapper import Wrapper
 from engine.errors import ExportError
 from engine.export.integer_weight import IntegerWeight, integer_weight
-from engine.fake_quant_call import OnInput, OnOutput, drop_copied
-from engine.quant_types import QuantType, quant_types_of
 from engine.quantization.batch_norm import channel_factor, fold_into_bias, norm_pairs
+from engine.quantization.fake_quant_call import OnInput, OnOutput, drop_copied
 from engine.quantization.form import AffineForm
 from engine.quantization.layer_grids import begun
+from engine.quantization.quant_types import QuantType, quant_types_of
 from engine.quantization.scheme import channel_axis
-from engine.wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from engine.quantizer import Quantizer
+    from engine.quantization.quantizer import Quantizer
 
 _OPS: Any = torch.ops.quantized_decomposed
 

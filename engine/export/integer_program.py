@@ -23,7 +23,7 @@ from engine.export.placement import Placement, placements
 from engine.export.selecting import drop_whole_slices, splits_as_slices
 
 if TYPE_CHECKING:
-    from engine.quantizer import Quantizer
+    from engine.quantization.quantizer import Quantizer
 
 
 class IntegerProgram(NamedTuple):

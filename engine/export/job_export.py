@@ -13,10 +13,10 @@ from engine.errors import ExportError
 from engine.export.mask_files import masks_of
 from engine.export.onnx_file import export_onnx
 from engine.files import PathLike, save_tensors
-from engine.job_files import model_folder
+from engine.files.job import model_folder
 
 if TYPE_CHECKING:
-    from engine.pruner import Pruner
+    from engine.pruning.pruner import Pruner
 
 
 def placed(folder_name: PathLike | None, *paths: PathLike | None) -> list[Any]:

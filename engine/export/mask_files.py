@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, nearest
 from engine.files import PathLike, load_tensors
-from engine.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from engine.pruning.companions import Companion

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from engine.computed import held_weights
+from engine.attach.computed import held_weights
 from engine.errors import ExportError
 from engine.files import PathLike, write_whole
 

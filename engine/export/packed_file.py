@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.computed import Stage, is_computed
+from engine.attach.computed import Stage, is_computed
+from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
 from engine.files import PathLike, load_tensors, save_tensors, write_whole
-from engine.quant_types import QuantType, bits_of, quant_types_of
 from engine.quantization.layer_grids import begun
-from engine.wrapper import Wrapper
+from engine.quantization.quant_types import QuantType, bits_of, quant_types_of
 
 _FORMAT = "engine.quantized"
 _VERSION = 1
@@ -63,7 +63,7 @@ def load_quantized(model: nn.Module, path: PathLike) -> nn.Module:
         CheckpointError: the file is damaged, of another kind, or does not fit the model, which is
             then unchanged.
     """
-    from engine.checkpoint import load_model
+    from engine.attach.checkpoint import load_model
 
     saved = _read_safetensors(path) if Path(path).suffix == _SUFFIX else load_tensors(path)
     if not isinstance(saved, Mapping) or saved.get("format") != _FORMAT:

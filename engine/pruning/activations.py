@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from engine.model_hooks import OwnHook
+from engine.attach.model_hooks import OwnHook
+from engine.attach.wrapper import Wrapper
 from engine.pruning.channels import Channels
-from engine.wrapper import Wrapper
 
 _ACTIVATIONS: dict[str, tuple[Any, ...]] = {
     "relu": (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),

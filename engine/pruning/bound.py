@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
 from engine.pruning.channels import Channels
 from engine.pruning.companions import Companion, Source
-from engine.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from engine.speedup import Block, Member

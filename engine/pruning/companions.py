@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
 from engine.pruning.channels import Channels
-from engine.wrapper import Wrapper
 
 
 class Source(NamedTuple):

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, PluginError, Problem
 from engine.hookspecs import hookimpl
-from engine.pruner import Pruner
 from engine.pruning.bound import Group, bound_groups
 from engine.pruning.channels import Channels
-from engine.pruning.example import arguments_of
 from engine.pruning.masks import prune_count, wide
+from engine.pruning.pruner import Pruner
 from engine.pruning.structured import FilterPruner
-from engine.wrapper import Wrapper
+from engine.user_code.example import arguments_of
 
 
 class Ranking:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from engine.batches import Forward, call_or_explain
+from engine.attach.undisturbed import undisturbed
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
 from engine.pruning.patches import LayerCall, input_of, weighted_sums
-from engine.undisturbed import undisturbed
+from engine.user_code.batches import Forward, call_or_explain
 
 #: One of so many parts of the inputs is kept apart, to see how well the others were fitted.
 _PARTS = 4

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from engine import speedup
-from engine.computed import Stage, compute_weight, is_computed, plain_weight
-from engine.masking import MaskedWeight
+from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.pruning.masking import MaskedWeight
 
 if TYPE_CHECKING:
-    from engine.pruner import Pruner
+    from engine.pruning.pruner import Pruner
 
 
 def smaller(

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
 from engine.pruning.activations import ActivationWatch
 from engine.pruning.channels import Channels
 from engine.pruning.structured import FilterPruner
-from engine.wrapper import Wrapper
 
 
 class StatisticsFilterPruner(FilterPruner):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from engine.pruner import Pruner
+from engine.attach.selection import FILTER_TYPES
+from engine.attach.wrapper import Wrapper
+from engine.plugins.stack import placeholder
 from engine.pruning.channels import Channels
 from engine.pruning.masks import prune_count, smallest_removed
-from engine.selection import FILTER_TYPES
-from engine.stack import placeholder
-from engine.wrapper import Wrapper
+from engine.pruning.pruner import Pruner
 
 
 class FilterPruner(Pruner):

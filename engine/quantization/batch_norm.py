@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from engine.computed import Stage, without_stage
+from engine.attach.computed import Stage, without_stage
 from engine.quantization.layer_graph import layer_paths
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

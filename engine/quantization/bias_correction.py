@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.computed import Stage, is_computed, without_stage
-from engine.wrapper import Wrapper
+from engine.attach.computed import Stage, is_computed, without_stage
+from engine.attach.wrapper import Wrapper
 
 _SPATIAL: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.batches import Forward, call_or_explain
+from engine.attach.wrapper import Wrapper
 from engine.errors import EngineError
 from engine.quantization.observers import Observer
-from engine.wrapper import Wrapper
+from engine.user_code.batches import Forward, call_or_explain
 
 
 def _require_iterable(batches: object) -> None:
@@ -29,7 +29,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | Non
     Args:
         model: the model.
         batches: a loader, or any iterable of what ``forward`` takes.
-        forward: calls the model with a batch; :func:`engine.batches.call_or_explain` without it.
+        forward: calls the model with a batch; by itself without it.
 
     Returns:
         How many batches there were.

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.attach.wrapper import Wrapper
 from engine.errors import ExportError
-from engine.quant_types import QuantType
 from engine.quantization.affine import wide
+from engine.quantization.quant_types import QuantType
 from engine.quantization.scheme import channel_axis
-from engine.wrapper import Wrapper
 
 
 class AffineForm(NamedTuple):

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.quant_types import QuantType
+from engine.attach.wrapper import Wrapper
 from engine.quantization.affine import fake_quantize
 from engine.quantization.batch_norm import channel_factor
 from engine.quantization.delay import Delay
+from engine.quantization.quant_types import QuantType
 from engine.quantization.scalars import HIGH, LOW, Scalars, can_share, place, round_shared
 from engine.quantization.scheme import Scheme, channel_axis
-from engine.wrapper import Wrapper
 
 _INFINITY = float("inf")
 

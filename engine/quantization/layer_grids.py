@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from engine.quant_types import QuantType
+from engine.attach.wrapper import Wrapper
 from engine.quantization.grid import Grid
 from engine.quantization.observers.base import is_distributed
+from engine.quantization.quant_types import QuantType
 from engine.quantization.scheme import Scheme
-from engine.wrapper import Wrapper
 
 
 def keep_grid(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quant_types import QuantType, bits_of, of_type, quant_types_of
+from engine.attach.wrapper import Wrapper
 from engine.quantization.learned import round_learned, zero_point_of
+from engine.quantization.quant_types import QuantType, bits_of, of_type, quant_types_of
+from engine.quantization.quantizer import Quantizer
 from engine.quantization.scheme import scheme_of
-from engine.quantizer import Quantizer
-from engine.wrapper import Wrapper
 
 #: A step is no smaller than this: it is divided by.
 _LEAST = torch.finfo(torch.float32).eps
@@ -21,7 +21,7 @@ _LEAST = torch.finfo(torch.float32).eps
 class LearningQuantizer(Quantizer):
     """A quantizer with parameters of its own, trained by the optimizer that trains the model.
 
-    What becomes of them in training: ``engine.learned_parameters``.
+    What becomes of them in training: ``engine.attach.learned_parameters``.
 
     For each quantized tensor, ``key`` being "weight", "input" or "output", a wrapper has the
     parameter ``{key}_scale``, ``{key}_offset`` where that is learned as well, and the buffer

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine.batches import Forward, call_with_batch
+from engine.attach.selection import select_layers
 from engine.errors import EngineError
 from engine.quantization.affine import fake_quantize
 from engine.quantization.scheme import Scheme, channel_axis
-from engine.selection import select_layers
+from engine.user_code.batches import Forward, call_with_batch
 
 #: So many of the partial choices that no other beats are kept; fewer lose nothing.
 _KEPT = 4096

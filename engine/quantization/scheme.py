@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, Problem
-from engine.quant_types import QuantType, bits_of, of_type
 from engine.quantization.affine import affine_parameters
-from engine.wrapper import Wrapper
+from engine.quantization.quant_types import QuantType, bits_of, of_type
 
 #: Members of a group that share a scale, unless an entry says otherwise.
 GROUP_SIZE = 32

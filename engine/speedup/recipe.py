@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_model
+from engine.attach.checkpoint import load_model
 from engine.errors import CheckpointError, nearest
 from engine.files import PathLike, load_tensors, save_tensors
 from engine.speedup.attention import PrunedMultiheadAttention, shrink_attention

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine import registry
+from engine.plugins import registry
 from engine.testing.counting import removed, removes_filters, weight_masks
 from engine.testing.outcome import (
     PRUNER,

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.compressor import Compressor
+from engine.attach.compressor import Compressor
+from engine.attach.wrapper import Wrapper
 from engine.pruning.channels import Channels
 from engine.testing.outcome import require
-from engine.wrapper import Wrapper
 
 
 class Removed(NamedTuple):

@@ -12,8 +12,8 @@ from engine.config import schema as shapes
 from engine.config.choose import choose
 from engine.config.describe import types
 from engine.errors import nearest
-from engine.registry import ALGORITHMS
-from engine.registry.scan import normalised
+from engine.plugins.registry import ALGORITHMS
+from engine.plugins.registry.scan import normalised
 from engine.testing.outcome import CHECKS, CheckSkippedError, check, require
 from engine.testing.settings import extension_arguments, hints_of, settings_for
 from engine.testing.subject import Subject

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from engine import registry
 from engine.errors import ConfigError, PluginError
-from engine.pruner import Pruner
+from engine.plugins import registry
+from engine.pruning.pruner import Pruner
 from engine.testing.counting import removes_filters, weight_masks
 from engine.testing.lifecycle import resume, values_of
 from engine.testing.outcome import (
@@ -36,7 +36,7 @@ def it_works_with_every_algorithm(subject: Subject) -> str:
         try:
             compressor = other.at_rest(other.model(), extensions=[subject.extension()])
         except Exception as error:
-            # A hook that raised anything of its own is no refusal: see engine.blame.
+            # A hook that raised anything of its own is no refusal: see engine.plugins.blame.
             fault = error.__cause__ or error
             if not isinstance(fault, (ConfigError, PluginError)):
                 raise CheckFailedError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.compressor import Compressor
-from engine.pruner import Pruner
-from engine.quantizer import Quantizer
-from engine.schedule import Schedule
-from engine.stack import Stack
+from engine.attach.compressor import Compressor
+from engine.plugins.stack import Stack
+from engine.pruning.pruner import Pruner
+from engine.pruning.schedule import Schedule
+from engine.quantization.quantizer import Quantizer
 from engine.testing.apart import ask
 from engine.testing.outcome import (
     EXTENSION_ROLES,

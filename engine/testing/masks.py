@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.compressor import Compressor
+from engine.attach.compressor import Compressor
+from engine.attach.wrapper import Wrapper
 from engine.errors import EngineError
 from engine.hookspecs import hookimpl
 from engine.testing.counting import removed, weight_masks
 from engine.testing.networks import residual_net
 from engine.testing.outcome import PRUNER, SCHEDULE, SEARCH, CheckSkippedError, check, require
 from engine.testing.subject import Subject, make_optimizer
-from engine.wrapper import Wrapper
 
 
 class _Witness:

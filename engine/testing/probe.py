@@ -69,7 +69,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _call(request: dict[str, Any]) -> dict[str, Any]:
-    from engine import registry
+    from engine.plugins import registry
     from engine.testing.outcome import CheckFailedError, CheckSkippedError
     from engine.testing.subject import Subject
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.compressor import Compressor
+from engine.attach.compressor import Compressor
+from engine.attach.wrapper import Wrapper
 from engine.testing.networks import residual_net
 from engine.testing.outcome import QUANTIZER, CheckSkippedError, check, require
 from engine.testing.settings import coarse
 from engine.testing.subject import Subject, loss_of, make_optimizer
-from engine.wrapper import Wrapper
 
 _TYPES = ("weight", "input", "output")
 

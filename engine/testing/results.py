@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError, ExportError
 from engine.export import apply_masks, load_quantized
-from engine.pruner import Pruner
+from engine.pruning.pruner import Pruner
 from engine.testing.networks import perceptron
 from engine.testing.outcome import (
     ALGORITHM_ROLES,

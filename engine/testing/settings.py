@@ -9,7 +9,7 @@ from engine.config import fill
 from engine.config.choose import choose
 from engine.config.schema import SELECTION
 from engine.errors import ConfigError, PluginError
-from engine.registry import Plugin
+from engine.plugins.registry import Plugin
 
 #: Settings of an entry that are taken from the example although the schema has a default.
 _FROM_EXAMPLE = {"quant_types", "quant_bits"}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine import registry
-from engine.compressor import Compressor
-from engine.registry import Plugin
+from engine.attach.compressor import Compressor
+from engine.plugins import registry
+from engine.plugins.registry import Plugin
 from engine.testing.networks import INPUT_SHAPE, residual_net
 from engine.testing.settings import (
     Settings,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
-from engine import registry
 from engine.errors import EngineError, PluginError, nearest
-from engine.registry import ALGORITHMS, EXTENSIONS, Plugin
+from engine.plugins import registry
+from engine.plugins.registry import ALGORITHMS, EXTENSIONS, Plugin
 from engine.testing.outcome import CHECKS as CHECKS
 from engine.testing.outcome import FAILED, SKIPPED, Check, Result, run
 from engine.testing.subject import Subject

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine import ExportError, Quantizer, QuantType, Wrapper
 from engine.quantization import AffineForm
-from engine.quantizer import quant_types_of
+from engine.quantization.quantizer import quant_types_of
 
 
 class BNNQuantizer(Quantizer):

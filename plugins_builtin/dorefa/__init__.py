@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine import Quantizer, QuantType, Wrapper
 from engine.quantization import AffineForm, quantize_unit, straight_through, wide
-from engine.quantizer import bits_of
+from engine.quantization.quantizer import bits_of
 
 
 class DoReFaQuantizer(Quantizer):

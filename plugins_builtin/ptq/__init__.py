@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from engine import EngineError, Quantizer, QuantType, Wrapper
-from engine.batches import Forward
 from engine.quantization import keep_grid, scheme_of
 from engine.quantization.batch_norm import norm_pairs
 from engine.quantization.bias_correction import correct_biases
 from engine.quantization.calibration import Calibration, run_batches
 from engine.quantization.equalization import Equalized, equalize
 from engine.quantization.observers import OBSERVERS, Observer
-from engine.quantizer import quant_types_of
+from engine.quantization.quantizer import quant_types_of
+from engine.user_code.batches import Forward
 
 _DEFAULT = {True: "per_channel_symmetric", False: "per_tensor_affine"}
 

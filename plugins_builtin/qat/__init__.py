@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine import Quantizer, QuantType, Wrapper
 from engine.quantization import Delay, average_ranges, keep_grid, scheme_of, update_waits
 from engine.quantization.batch_norm import FloatStatistics, FrozenNorms, norm_pairs
-from engine.quantizer import of_type, quant_types_of
+from engine.quantization.quantizer import of_type, quant_types_of
 
 
 class QAT_Quantizer(Quantizer):

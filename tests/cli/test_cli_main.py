@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from engine import cli, config, registry
+from engine import cli, config
+from engine.plugins import registry
 
 GOOD = """\
 name: digits
@@ -90,6 +91,6 @@ def test_a_reader_that_stops_reading_is_no_error():
 
 def test_the_module_runs_as_the_command(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "engine.cli", "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "engine", "--version"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "engine 0.1.0\n")

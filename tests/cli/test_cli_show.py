@@ -3,7 +3,8 @@ import json
 import pytest
 from fakes import with_facts
 
-from engine import config, registry
+from engine import config
+from engine.plugins import registry
 
 LEVEL = """\
 level: Level pruner

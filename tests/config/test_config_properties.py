@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import config, registry
+from engine import config
 from engine.errors import ConfigError
+from engine.plugins import registry
 
 JUNK = st.sampled_from(
     [

@@ -1,8 +1,9 @@
 import pytest
 from fakes import SCHEMA
 
-from engine import config, registry
+from engine import config
 from engine.errors import ConfigError
+from engine.plugins import registry
 
 ENTRY = {"sparsity": 0.5, "op_types": ["default"]}
 AGP = {"final_sparsity": 0.5, "end_epoch": 3, "op_types": ["default"]}

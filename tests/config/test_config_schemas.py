@@ -8,10 +8,11 @@ from jsonschema.validators import Draft202012Validator
 from referencing import Registry, Resource
 
 import engine.config
-from engine import config, registry
+from engine import config
 from engine.config import quick, schema, validator
 from engine.config.describe import needs
 from engine.errors import ConfigError
+from engine.plugins import registry
 
 SHARED = json.loads((Path(engine.config.__file__).parent / "shared.json").read_text())
 NAMES = [plugin.name for plugin in registry.algorithms() if plugin.distribution == "engine"]

@@ -48,13 +48,18 @@ def test_no_module_needs_one_that_needs_it():
 
 def test_a_pruner_and_a_quantizer_load_no_analysis():
     graph, reached = needs(), set()
-    waiting = ["engine.pruner", "engine.pruning", "engine.schedule", "engine.quantizer"]
+    waiting = [
+        "engine.pruning.pruner",
+        "engine.pruning",
+        "engine.pruning.schedule",
+        "engine.quantization.quantizer",
+    ]
     while waiting:
         module = waiting.pop()
         if module not in reached:
             reached.add(module)
             waiting += graph[module]
-    assert "engine.undisturbed" in reached
+    assert "engine.attach.undisturbed" in reached
     assert not [module for module in reached if module.startswith("engine.analysis")]
 
 

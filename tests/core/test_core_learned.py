@@ -8,7 +8,7 @@ from models import mlp, train_step
 from torch import nn
 
 import engine
-from engine.learned_parameters import LearnedParameters
+from engine.attach.learned_parameters import LearnedParameters
 
 WEIGHTS = [{"quant_types": ["weight"], "quant_bits": 8, "op_types": ["Linear"]}]
 

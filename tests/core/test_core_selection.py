@@ -8,8 +8,8 @@ from torch.nn.utils import parametrizations
 
 from engine import ConfigError
 from engine.algorithms import AGPPruner, LevelPruner, SlimPruner
+from engine.attach.selection import select_layers
 from engine.pruning import FilterPruner
-from engine.selection import select_layers
 
 
 def chosen(model, *entries, **options):

@@ -10,7 +10,7 @@ from torch import nn
 from engine import PluginError, Pruner, hookimpl
 from engine.algorithms import LevelPruner
 from engine.hookspecs import HookSpecs
-from engine.stack import HOOKS, Stack
+from engine.plugins.stack import HOOKS, Stack
 
 HALF = [{"sparsity": 0.5, "op_types": ["default"]}]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine import cli, registry, testing
-from engine.hook_calls import adapt
-from engine.stack import HOOKS
+from engine import cli, testing
+from engine.plugins import registry
+from engine.plugins.hook_calls import adapt
+from engine.plugins.stack import HOOKS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "compatibility.md").read_text()
 

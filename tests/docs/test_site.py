@@ -11,8 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from engine import config, registry
-from engine.stack import FIRST_RESULT, HOOKS
+from engine import config
+from engine.plugins import registry
+from engine.plugins.stack import FIRST_RESULT, HOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
 

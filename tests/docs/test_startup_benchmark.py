@@ -4,7 +4,7 @@ import collections
 import importlib.util
 from pathlib import Path
 
-from engine import registry
+from engine.plugins import registry
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "startup.py"
 

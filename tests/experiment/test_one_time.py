@@ -159,7 +159,7 @@ def test_the_command_says_what_became_of_the_job(
 def test_a_stopped_runner_stops_its_script_too(tmp_path: Path, sent: int, code: int) -> None:
     script = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     file = experiment(tmp_path, script)
-    command = [sys.executable, "-m", "engine.cli", "run", str(file)]
+    command = [sys.executable, "-m", "engine", "run", str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as runner:
         deadline = time.monotonic() + 20
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():

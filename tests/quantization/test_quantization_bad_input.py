@@ -8,8 +8,9 @@ import torch
 from models import ConvNet, mlp
 from torch import nn
 
-from engine import ConfigError, EngineError, ExportError, QuantType, registry
+from engine import ConfigError, EngineError, ExportError, QuantType
 from engine.algorithms import QAT_Quantizer
+from engine.plugins import registry
 
 QUANTIZERS = sorted(
     plugin.name

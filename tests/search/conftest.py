@@ -11,7 +11,7 @@ import pytest
 from small_search import HEAD, SCORE, SPACE, Make, Silent
 
 from engine.experiment import read_experiment
-from engine.search.runner import Runner
+from engine.experiment.search.runner import Runner
 
 
 @pytest.fixture

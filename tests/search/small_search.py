@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.search.runner import Runner
+from engine.experiment.search.runner import Runner
 
 HEAD = f"""#!{sys.executable} -S
 import json, os, sys, time

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.search.early_stop import highest_expected, pruner_of
+from engine.experiment.search.early_stop import highest_expected, pruner_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

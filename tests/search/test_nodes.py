@@ -14,9 +14,9 @@ from small_search import SCORE, Make, Silent, alive
 
 from engine import EngineError
 from engine.experiment import read_experiment
-from engine.search import places, recovery
-from engine.search.ledger import Ledger
-from engine.search.runner import Runner
+from engine.experiment.search import places, recovery
+from engine.experiment.search.ledger import Ledger
+from engine.experiment.search.runner import Runner
 
 #: The host is the word before the last; "down" answers nobody, "lost" breaks off once, at first.
 SSH = """#!/bin/bash

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 def engine(*words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as somebody whom permissions bind."""
-    start = [*(_GIVE_AWAY if _ROOT else []), sys.executable, "-m", "engine.cli"]
+    start = [*(_GIVE_AWAY if _ROOT else []), sys.executable, "-m", "engine"]
     return subprocess.run([*start, *words], capture_output=True, text=True, check=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.search.plan import Plan, expand
+from engine.experiment.search.plan import Plan, expand
 
 SPACE = {"range": [0.1, 0.9], "type": "float"}
 SECTION: dict[str, Any] = {

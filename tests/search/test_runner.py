@@ -17,9 +17,9 @@ from engine import EngineError
 from engine.cli import main
 from engine.experiment import read_experiment
 from engine.experiment.one_time import run_once
-from engine.search.executors import threads
-from engine.search.folder import Folder
-from engine.search.runner import Runner
+from engine.experiment.search.executors import threads
+from engine.experiment.search.folder import Folder
+from engine.experiment.search.runner import Runner
 
 Search = Callable[..., tuple[Runner, Silent]]
 

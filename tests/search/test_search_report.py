@@ -15,14 +15,14 @@ from small_search import SCORE, Make, Silent
 
 from engine.cli import main
 from engine.experiment import read_experiment
-from engine.search.folder import Folder
-from engine.search.importance import importances
-from engine.search.plan import Plan, expand
-from engine.search.report import collect
-from engine.search.report.charts import Axis
-from engine.search.report.tables import as_csv
-from engine.search.runner import Runner
-from engine.search.storage import file_storage
+from engine.experiment.search.folder import Folder
+from engine.experiment.search.importance import importances
+from engine.experiment.search.plan import Plan, expand
+from engine.experiment.search.report import collect
+from engine.experiment.search.report.charts import Axis
+from engine.experiment.search.report.tables import as_csv
+from engine.experiment.search.runner import Runner
+from engine.experiment.search.storage import file_storage
 
 Search = Callable[..., tuple[Runner, Silent]]
 

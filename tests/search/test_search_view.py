@@ -10,7 +10,7 @@ from small_search import SCORE, Make
 from engine.cli import main
 from engine.cli.search_view import LinesView, LiveView, view_for_terminal
 from engine.experiment import read_experiment
-from engine.search.runner import Runner
+from engine.experiment.search.runner import Runner
 
 
 def test_a_pipe_gets_a_line_for_each_trial(

@@ -13,10 +13,10 @@ from small_search import SCORE, Make, Silent
 from engine import EngineError
 from engine.cli import main
 from engine.experiment import read_experiment
-from engine.search import recovery
-from engine.search.report import collect
-from engine.search.runner import Runner
-from engine.search.study import is_shared
+from engine.experiment.search import recovery
+from engine.experiment.search.report import collect
+from engine.experiment.search.runner import Runner
+from engine.experiment.search.study import is_shared
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from small_search import SCORE, Make
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from engine.cli import main
-from engine.search import storage
-from engine.search.ledger import Ledger
+from engine.experiment.search import storage
+from engine.experiment.search.ledger import Ledger
 
 
 @pytest.fixture

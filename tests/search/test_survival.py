@@ -19,7 +19,7 @@ from small_search import SCORE, Make, Silent, alive
 
 from engine.cli import main
 from engine.experiment import read_experiment
-from engine.search.runner import Runner
+from engine.experiment.search.runner import Runner
 
 #: Each trial notes its process and its configuration, and that it has come to its end.
 SLOW = (
@@ -40,7 +40,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(file: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "engine.cli", "run", str(file)]
+        command = [sys.executable, "-m", "engine", "run", str(file)]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -240,7 +240,7 @@ def test_a_full_disk_ends_with_a_sentence(experiment: Make, limit: int) -> None:
     """A limit on the size of files stands for the disk: writing beyond it fails."""
     file = experiment(SCORE, n_samples=50)
     done = subprocess.run(
-        [sys.executable, "-m", "engine.cli", "run", str(file)],
+        [sys.executable, "-m", "engine", "run", str(file)],
         capture_output=True,
         text=True,
         check=False,

@@ -54,4 +54,4 @@ class Environment:
 
     def engine(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run a command of the engine's."""
-        return self.run("-m", "engine.cli", *arguments, cwd=cwd)
+        return self.run("-m", "engine", *arguments, cwd=cwd)

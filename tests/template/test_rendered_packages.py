@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from environments import Environment
 
-from engine import cli, registry
+from engine import cli
 from engine.cli.new_algorithm import KINDS
+from engine.plugins import registry
 
 ROLES = {
     "pruning": "pruner",

@@ -3,7 +3,7 @@
 import copy
 from pathlib import Path
 
-from engine import registry
+from engine.plugins import registry
 
 CODE = (Path(__file__).parent / "faulty_algorithms.py").read_text()
 _SHARED = "engine:config#/$defs/"

@@ -8,8 +8,9 @@ from made import CODE, made, schema_of
 from models import mlp
 
 import engine
-from engine import PluginError, cli, hookimpl, registry
+from engine import PluginError, cli, hookimpl
 from engine.algorithms import AGPPruner, LevelPruner, NaiveQuantizer
+from engine.plugins import registry
 
 HALF = [{"sparsity": 0.5, "op_types": ["Linear"]}]
 EIGHT_BITS = [{"quant_types": ["weight"], "quant_bits": 8, "op_types": ["Linear"]}]

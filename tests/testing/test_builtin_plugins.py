@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine import registry
-from engine.registry import OWN_DISTRIBUTION, Plugin
+from engine.plugins import registry
+from engine.plugins.registry import OWN_DISTRIBUTION, Plugin
 from engine.testing.conformance import report
 from engine.testing.outcome import Check, run
 from engine.testing.subject import Subject

@@ -141,7 +141,7 @@ def test_a_broken_plugin_is_not_usable_and_that_is_said_once(site):
 
 def test_a_plugin_that_shadows_a_built_in_is_not_usable_by_its_name(site):
     site.plugin("level", "other")
-    from engine import registry
+    from engine.plugins import registry
 
     (plugin,) = [p for p in registry.algorithms() if p.distribution == "other"]
     assert outcome(plugin, "it_is_usable") == (

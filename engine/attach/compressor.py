@@ -1,0 +1,388 @@
+"""What pruners and quantizers share: attaching an algorithm to a model and its training loop."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from engine import config
+from engine.attach import checkpoint
+from engine.attach.collectors import ActivationCollectors
+from engine.attach.learned_parameters import LearnedParameters
+from engine.attach.model_hooks import KEEPER, Keeper
+from engine.attach.optimizer_hooks import OptimizerHooks
+from engine.attach.selection import WEIGHTED_TYPES, Selected, select_layers
+from engine.attach.wrapper import Wrapper
+from engine.errors import ConfigError, EngineError, Problem
+from engine.plugins import registry
+from engine.plugins.blame import Verify
+from engine.plugins.stack import Stack, describe, placeholder
+
+#: Methods of the surface that are hooks too; see ``_surface``.
+_SURFACE_HOOKS = ("update_epoch", "step")
+
+
+class Compressor:
+    """One algorithm on one model. Nothing in the model changes before :meth:`compress`.
+
+    Args:
+        model: the user's model; it is changed in place and stays the same object.
+        config_list: which layers get what, entries applied in order; see ``docs/configuration``.
+        optimizer: the optimizer that trains the model. Without one, the optimizer that steps the
+            model's parameters is found when it first steps.
+        extensions: extension instances (watchers, constraints) for the stack, innermost first.
+        dummy_input: example inputs, for what has to run the model: one tensor, a tuple of
+            positional arguments, or a dict of keyword arguments.
+        **arguments: the algorithm's own arguments, checked and completed by its schema; each
+            becomes an attribute.
+
+    Raises:
+        ConfigError: the configuration is wrong by itself or for this model.
+        PluginError: the algorithm and its extensions do not fit together.
+    """
+
+    hooks_by_name: ClassVar[bool] = True
+    kind: ClassVar[str] = ""
+    #: What ``default`` in ``op_types`` stands for.
+    default_op_types: ClassVar[Sequence[str]] = WEIGHTED_TYPES
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _SURFACE_HOOKS:
+            own = getattr(cls, name)
+            if not hasattr(own, "_is_placeholder"):
+                setattr(cls, f"_on_{name}", own)
+                setattr(cls, name, _surface(name, own))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]] | None = None,
+        optimizer: Optimizer | None = None,
+        *,
+        extensions: Sequence[object] = (),
+        dummy_input: Any = None,
+        **arguments: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                [Problem(f"model is a {type(model).__name__}", "/model", None, "needs: nn.Module")],
+                type(self).__name__,
+            )
+        if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
+            problem = Problem(
+                f"optimizer is a {type(optimizer).__name__}",
+                "/optimizer",
+                None,
+                "needs: torch.optim.Optimizer; with another kind leave it out and call step() "
+                "after each minibatch",
+            )
+            raise ConfigError([problem], type(self).__name__)
+        self.bound_model = model
+        self.optimizer = optimizer
+        self.extensions = tuple(extensions)
+        self.dummy_input = dummy_input
+        self.epoch = 0
+        self.host: Compressor = self
+        self._describe_plugin()
+        self.config_list, own = self._check(config_list, arguments)
+        for name, value in own.items():
+            setattr(self, name, value)
+        self._hooks: OptimizerHooks | None = None
+        self._stack: Stack | None = None
+        self._learned: LearnedParameters | None = None
+        self._collectors = ActivationCollectors()
+        self._telling: set[str] = set()
+        self.wrappers = [Wrapper(s.module, s.name, s.config) for s in self._select()]
+
+    # -- life cycle ----------------------------------------------------------------------------
+
+    def compress(self) -> nn.Module:
+        """Attach the algorithm and return the model: the same object, ready to be trained on.
+
+        A second call changes nothing.
+        """
+        if self._stack is not None:
+            return self.bound_model
+        parts = list(self._participants())
+        needed = [extension for part in parts for extension in part._own_extensions()]
+        given = {type(extension) for extension in self.extensions}
+        needed = [extension for extension in needed if type(extension) not in given]
+        stack = Stack([*parts, *needed, *self.extensions], self._verifiers())
+        self._require(stack)
+        prepare = stack.resolve("preprocess_model")
+        try:
+            if prepare is not None:
+                prepare(self, self.bound_model)
+                known = {id(wrapper.module): wrapper for wrapper in self.wrappers}
+                self.wrappers[:] = [
+                    known.get(id(s.module)) or Wrapper(s.module, s.name, s.config)
+                    for s in self._select()
+                ]
+            self._stack = stack
+            self._attach(stack)
+        except BaseException:
+            self.unwrap()
+            raise
+        self._tell_step = stack.resolve("step")
+        learned = LearnedParameters(self.bound_model, self.wrappers)
+        self._learned = learned if learned else None
+        self._hooks = OptimizerHooks(
+            self.bound_model,
+            self.optimizer,
+            self._before_step if learned else stack.resolve("before_step"),
+            self._after_step,
+            self._weights_replaced,
+        )
+        if learned and self.optimizer is not None:
+            learned.join(self.optimizer)
+        self.bound_model.__dict__.setdefault(KEEPER, Keeper()).append(self)
+        return self.bound_model
+
+    def unwrap(self) -> nn.Module:
+        """Detach: hooks, masks and computed weights go, classes and names are as they were."""
+        for part in self._participants():
+            if part is not self:
+                part.unwrap()
+        self._collectors.clear()
+        if self._hooks is not None:
+            if self._learned is not None and self._hooks.optimizer is not None:
+                self._learned.leave(self._hooks.optimizer)
+            self._hooks.remove()
+            self._hooks = None
+        if self._stack is not None:
+            self._detach()
+            restore = self._stack.resolve("restore_model")
+            self._stack = None
+            if restore is not None:
+                restore(self, self.bound_model)
+        keeper = self.bound_model.__dict__.get(KEEPER, ())
+        if self in keeper:
+            keeper.remove(self)
+            if not keeper:
+                del self.bound_model.__dict__[KEEPER]
+        return self.bound_model
+
+    @placeholder
+    def update_epoch(self, epoch: int) -> None:
+        """Say that epoch ``epoch`` (from 0) begins. Always allowed, also where it has no effect."""
+        number = operator.index(epoch) if hasattr(epoch, "__index__") else -1
+        if number < 0 or isinstance(epoch, bool):
+            raise EngineError(f"update_epoch takes an epoch number from 0 on, got {epoch!r}")
+        for part in self.host._participants():
+            part.epoch = number
+        self._tell("update_epoch", number)
+
+    @placeholder
+    def step(self) -> None:
+        """Say that a minibatch is done. Always allowed.
+
+        With an optimizer everything has been done in ``optimizer.step()`` already, and masks are
+        only applied once more; without one, this is where they are recomputed, too.
+        """
+        if self._hooks is None or "step" in self._telling:
+            return
+        if self._hooks.seen:
+            # The optimizer has done the rest; weights may have been changed by hand since.
+            self._weights_replaced()
+        else:
+            self._after_step()
+
+    # -- layers --------------------------------------------------------------------------------
+
+    def get_modules_wrapper(self) -> list[Wrapper]:
+        """Return one wrapper per layer that the algorithm works on, in the model's order."""
+        return list(self.wrappers)
+
+    def get_modules_to_compress(self) -> list[tuple[Wrapper, Mapping[str, Any]]]:
+        """Return each layer's wrapper with the entry that applies to it."""
+        return [(wrapper, wrapper.config) for wrapper in self.wrappers]
+
+    def set_wrappers_attribute(self, name: str, value: Any) -> None:
+        """Set an attribute on every wrapper; each gets a buffer of its own if it is a tensor."""
+        for wrapper in self.wrappers:
+            wrapper.set_attribute(name, value)
+
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """Return what the algorithm learns beside the model's parameters, in the model's order.
+
+        The optimizer trains them in the group of their layer's weight. Made after
+        :meth:`compress`, with a group of theirs, it gives them a learning rate of their own.
+        """
+        return list(LearnedParameters(self.bound_model, self.wrappers).all())
+
+    def add_activation_collector(
+        self, collector: Callable[[Wrapper, tuple[Any, ...], Any], None]
+    ) -> int:
+        """Call ``collector(wrapper, input, output)`` in each forward of each wrapped layer.
+
+        ``input`` is the tuple of positional inputs. Returns an id for
+        :meth:`remove_activation_collector`.
+        """
+        return self._collectors.add(self.wrappers, collector)
+
+    def remove_activation_collector(self, identifier: int) -> None:
+        """Take a collector away.
+
+        Raises:
+            ValueError: there is no collector with this id.
+        """
+        self._collectors.remove(identifier)
+
+    def check_layer(self, module: nn.Module) -> str | None:
+        """Return why the algorithm cannot work on ``module``, or None. A subclass may override it.
+
+        Asked for each selected layer when the compressor is made.
+        """
+        return None
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that, beside the model's and optimizer's own, resumes bit-exactly."""
+        return checkpoint.state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: it belongs to another algorithm or model; nothing was changed.
+        """
+        checkpoint.restore(self, state)
+
+    def load_model_state_dict(self, model_state: Mapping[str, Any]) -> None:
+        """Load a plain ``state_dict`` of the model, then apply masks again.
+
+        Raises:
+            CheckpointError: keys or shapes differ; the model is unchanged.
+        """
+        checkpoint.load_model(self.bound_model, model_state)
+        self._weights_replaced()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a subclass must save beside its wrappers; tensors and plain values."""
+        return {}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`get_extra_state`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what a pickled model needs of its algorithm; not the training loop around it."""
+        gone: dict[str, Any] = {
+            "optimizer": None,
+            "plugin": None,  # it knows the registry, and with it every other plugin
+            "_hooks": None,
+            "_stack": None,
+            "_learned": None,
+            "_collectors": ActivationCollectors(),
+        }
+        return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
+
+    # -- for subclasses inside the engine ------------------------------------------------------
+
+    def _own_extensions(self) -> Iterable[object]:
+        """Return the extensions that the algorithm's own arguments ask for."""
+        return ()
+
+    def _participants(self) -> Iterable[Compressor]:
+        """Yield the algorithms of the stack, innermost first."""
+        yield self
+
+    def _require(self, stack: Stack) -> None:
+        """Raise PluginError when the stack lacks a hook that this kind needs."""
+
+    def _verifiers(self) -> Mapping[str, Verify]:
+        """Return, by hook, what looks at each plugin's result where several have a say in it."""
+        return {}
+
+    def _attach(self, stack: Stack) -> None:
+        raise NotImplementedError
+
+    def _detach(self) -> None:
+        raise NotImplementedError
+
+    def _optimizer_stepped(self) -> None:
+        """React to an optimizer step, after the ``step`` hooks."""
+
+    def _weights_replaced(self) -> None:
+        """React to weights that were changed from outside: loaded, or by another optimizer."""
+
+    def _state_replaced(self) -> None:
+        """React to wrappers whose buffers and attributes were restored."""
+
+    def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
+        return True
+
+    def _before_step(self) -> None:
+        self._tell("before_step")
+        assert self._learned is not None
+        if self._hooks is not None and self._hooks.optimizer is not None:
+            self._learned.join(self._hooks.optimizer)
+        self._learned.agree_between_processes()
+
+    def _after_step(self) -> None:
+        if self._learned is not None:
+            self._learned.clear_gradients()
+        try:
+            if self._tell_step is not None:
+                self._tell("step")
+        except BaseException:
+            self._weights_replaced()  # whatever a plugin does, what is masked is zero
+            raise
+        self._optimizer_stepped()
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        """Call an observer hook once, however its implementations call back."""
+        call = self._stack.resolve(hook) if self._stack is not None else None
+        if call is None or hook in self._telling:
+            return
+        self._telling.add(hook)
+        try:
+            call(*arguments)
+        finally:
+            self._telling.discard(hook)
+
+    def _describe_plugin(self) -> None:
+        plugin = next(
+            (found for cls in type(self).__mro__ if (found := registry.find_class(cls))), None
+        )
+        own = plugin is not None and registry.find_class(type(self)) is not None
+        self.plugin = plugin
+        self.plugin_name = plugin.name if plugin is not None and own else type(self).__name__
+
+    def _check(
+        self, config_list: Sequence[Mapping[str, Any]] | None, arguments: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        return config.check_entries(
+            self.plugin, config_list, arguments, kind=self.kind, source=type(self).__name__
+        )
+
+    def _select(self) -> list[Selected]:
+        return select_layers(
+            self.bound_model,
+            self.config_list,
+            default_types=self.default_op_types,
+            needs_weight=self._needs_weight,
+            check=self.check_layer,
+            source=describe(self),
+        )
+
+
+def _surface(name: str, own: Callable[..., None]) -> Callable[..., None]:
+    """Return what a user calls where a subclass has its own version of a hook of the surface.
+
+    It goes through the engine, which tells ``own`` as the hook, whether or not ``own`` calls
+    ``super()``. While the hook is being told it is ``own``, so that ``super()`` reaches it.
+    """
+
+    @functools.wraps(own)
+    def method(self: Compressor, *args: Any, **kwargs: Any) -> None:
+        through = own if name in self.host._telling else getattr(Compressor, name)
+        through(self, *args, **kwargs)
+
+    return placeholder(method)

@@ -1,9 +1,0 @@
-"""``python -m engine.cli``: the command line where no script is installed."""
-
-from __future__ import annotations
-
-import sys
-
-from engine.cli import main
-
-sys.exit(main())

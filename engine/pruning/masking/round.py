@@ -1,0 +1,66 @@
+"""One round of masks: asked of an algorithm for all layers before any layer gets a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from engine.attach.wrapper import Wrapper
+from engine.pruning.masking.asked import in_config
+from engine.pruning.masking.checked import checked_masks
+
+#: A layer's place among the wrappers, its wrapper, and the fraction asked of it.
+Asked = tuple[int, Wrapper, float]
+
+
+class NewMasks(NamedTuple):
+    """The masks of one layer, checked, and the fraction that they were asked for."""
+
+    wrapper: Wrapper
+    sparsity: float
+    masks: dict[str, Tensor]
+
+
+def calculated(
+    calculate: Callable[..., Any], provider: object, asked: Sequence[Asked], *, again: bool
+) -> tuple[list[NewMasks], bool]:
+    """Return the masks that ``calculate`` makes; and whether it needs to be asked once more.
+
+    Args:
+        calculate: the stack's ``calc_mask``; None from it means that it cannot tell yet.
+        provider: the algorithm, for messages.
+        asked: what is asked of which layer.
+        again: also of layers that have masks of just that sparsity.
+
+    Raises:
+        PluginError: the algorithm failed or returned something that is no mask.
+    """
+    fresh = []
+    waiting = False
+    with in_config(asked):
+        for index, wrapper, target in asked:
+            if not again and wrapper.sparsity == target:
+                continue
+            masks = calculate(wrapper, target, index)
+            if masks is None:
+                waiting = True
+            else:
+                fresh.append(NewMasks(wrapper, target, checked_masks(masks, wrapper, provider)))
+    return fresh, waiting
+
+
+def put_in_place(
+    fresh: Sequence[NewMasks], wrappers: Sequence[Wrapper], tied: Mapping[int, Wrapper]
+) -> None:
+    """Give each layer its new masks, and each tied layer those of the weight's owner."""
+    for wrapper, sparsity, masks in fresh:
+        wrapper.sparsity = sparsity
+        for name, mask in masks.items():
+            wrapper.register_buffer(name, mask)
+    for wrapper in wrappers:
+        owner = tied.get(id(wrapper))
+        if owner is not None:
+            wrapper.sparsity = owner.sparsity
+            wrapper.register_buffer("weight_mask", owner.weight_mask)

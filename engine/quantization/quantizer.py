@@ -1,0 +1,234 @@
+"""Quantizers: fake quantization of weights, inputs, outputs and gradients during training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engine import export
+from engine.attach.compressor import Compressor
+from engine.attach.wrapper import Wrapper
+from engine.errors import ConfigError, Problem, nearest
+from engine.plugins.blame import at_fault
+from engine.plugins.stack import Stack, describe, placeholder
+from engine.quantization.fake_quant_call import QuantGrad as QuantGrad
+from engine.quantization.fake_quant_call import drop_copied
+from engine.quantization.form import AffineForm, kept_form
+from engine.quantization.layer_grids import begun
+from engine.quantization.quant_types import QuantType as QuantType
+from engine.quantization.quant_types import bits_of as bits_of
+from engine.quantization.quant_types import of_type as of_type
+from engine.quantization.quant_types import quant_types_of as quant_types_of
+from engine.quantization.quantized_layers import QuantizedLayers
+
+if TYPE_CHECKING:
+    from engine.export.placement import Placement
+
+
+class Quantizer(Compressor):
+    """Base of quantization algorithms.
+
+    A subclass implements ``quantize_weight``, ``quantize_input`` and ``quantize_output`` as far as
+    it supports them. What they return is cast to the dtype of what they were given.
+
+    Attributes:
+        quant_grad: the :class:`QuantGrad` subclass that gives the gradient; None when the quantize
+            methods are differentiable themselves (they are then called under autograd). Of
+            ``quant_grad`` and a method ``quant_backward`` the one set later counts: on the
+            instance, or further down the line of subclasses.
+    """
+
+    kind = "quantization"
+    quant_grad: ClassVar[type[QuantGrad] | None] = QuantGrad
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("quantize_input")
+        if own is not None and _takes_many(own):
+            cls.quantize_input = _one_input(own)  # type: ignore[method-assign]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._layers = QuantizedLayers()
+        never_called = [
+            wrapper.name
+            for wrapper in self.wrappers
+            if isinstance(wrapper.module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+            and set(quant_types_of(wrapper)) - {QuantType.WEIGHT}
+        ]
+        if never_called:
+            raise ConfigError(
+                [
+                    Problem(
+                        f'nn.MultiheadAttention reads the weight of "{name}" and never calls it: '
+                        "its input and output cannot be quantized",
+                        "/config_list",
+                        allowed='give it an entry with "quant_types": ["weight"], or exclude it; '
+                        'all of them are "op_types": ["NonDynamicallyQuantizableLinear"]',
+                    )
+                    for name in never_called
+                ],
+                describe(self),
+            )
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    @placeholder
+    def quantize_weight(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the fake-quantized weight; see ``HookSpecs.quantize_weight``."""
+        raise NotImplementedError
+
+    @placeholder
+    def quantize_input(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the fake-quantized input; see ``HookSpecs.quantize_input``."""
+        raise NotImplementedError
+
+    @placeholder
+    def quantize_output(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the fake-quantized output; see ``HookSpecs.quantize_output``."""
+        raise NotImplementedError
+
+    @placeholder
+    def quant_backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the gradient of a quantized value; see ``HookSpecs.quant_backward``."""
+        raise NotImplementedError
+
+    # -- surface -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def unwrap(self, *, bake: bool = False) -> nn.Module:
+        """Detach from the model; with ``bake=True`` the weights keep their quantized values."""
+        if bake:
+            # All are read before any is written: layers may share a weight.
+            baked = [
+                (wrapper.weight, self._quantized_weight(wrapper))
+                for wrapper in self.wrappers
+                if wrapper.module in self._layers.computed
+            ]
+            for parameter, value in baked:
+                parameter.copy_(value)
+        return super().unwrap()
+
+    def export_model(
+        self,
+        model_path: export.PathLike,
+        calibration_path: export.PathLike | None = None,
+        onnx_path: export.PathLike | None = None,
+        input_shape: list[int] | tuple[int, ...] | None = None,
+        device: str | torch.device | None = None,
+        *,
+        batches: Iterable[Any] | None = None,
+        folder_name: export.PathLike | None = None,
+    ) -> list[Placement]:
+        """Write the quantized weights as packed integers, ranges as JSON, and a QDQ ONNX.
+
+        Args:
+            model_path: a file for ``engine.load_quantized``: weights of quantized layers as
+                packed integers with their scales, everything else as it is. A name that ends in
+                ``.safetensors`` gives that format; it needs ``engine[safetensors]``.
+            calibration_path: ranges, scales and bits of each layer as JSON, for
+                :meth:`load_calibration`.
+            onnx_path: the model as ONNX with 8-bit integer weights and pairs of QuantizeLinear and
+                DequantizeLinear, from which a runtime makes integer kernels; needs
+                ``engine[onnx]``.
+            input_shape: shape of the one input, batch included, for ``onnx_path``; without it
+                ``dummy_input`` is the example.
+            device: where the ONNX export runs; by default where the model is.
+            batches: sample inputs: what integer kernels need and the quantizer leaves in float
+                (outputs of convolutions, both sides of a sum) gets 8-bit ranges from them in the
+                ONNX file. An approximation beyond the fake-quantized model.
+            folder_name: a folder for relative paths, made if need be. Within ``engine run`` it is
+                inside the job's own folder, where relative paths go in any case.
+
+        Returns:
+            Of each convolution, linear layer and sum whether it computes with integers in the ONNX
+            file, and why not; nothing without ``onnx_path``.
+
+        Raises:
+            ExportError: weights of more values than their bits hold, a tensor without an affine
+                form or a range or with more than 8 bits in an ONNX file, or a file that cannot be
+                written.
+        """
+        model, ranges, onnx = export.placed(folder_name, model_path, calibration_path, onnx_path)
+        return export.export_quantized(self, model, ranges, onnx, input_shape, device, batches)
+
+    def load_calibration(self, path: export.PathLike) -> None:
+        """Give activations the ranges of a file that ``export_model`` wrote, all or none.
+
+        Raises:
+            CheckpointError: the file is damaged or of another configuration; nothing is changed.
+        """
+        export.load_calibration(self, path)
+
+    def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
+        """Return scale, zero point and integers of one tensor of a layer: what is exported.
+
+        A quantizer whose values are no affine grid, or one that is not kept in ``wrapper.grids``,
+        overrides this.
+
+        Raises:
+            ExportError: there is no affine form, or an activation has had no range yet.
+        """
+        if quant_type == QuantType.WEIGHT:
+            with torch.no_grad(), begun(wrapper):
+                _ = wrapper.module.weight  # brings a grid over its extremes up to date
+        return kept_form(wrapper, quant_type, describe(self))
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
+        return "weight" in entry.get("quant_types", ())
+
+    def _require(self, stack: Stack) -> None:
+        for wrapper in self.wrappers:
+            for quant_type in quant_types_of(wrapper):
+                key = quant_type.key
+                hook = "quant_backward" if quant_type == QuantType.GRADIENT else f"quantize_{key}"
+                if not stack.has(hook):
+                    own = [name for cls in type(self).__mro__[:-1] for name in vars(cls)]
+                    near = nearest(hook, {*own} - set(dir(Quantizer)))
+                    raise at_fault(
+                        self,
+                        f'has no {hook}, which quant_types ["{key}"] of layer '
+                        f'"{wrapper.name}" needs'
+                        + (f'\n  it has {near}: did its author mean "{hook}"?' if near else ""),
+                        hook=hook,
+                        layer=wrapper.name,
+                    )
+
+    def _attach(self, stack: Stack) -> None:
+        drop_copied(self.bound_model)
+        self._layers.attach(self, stack)
+
+    def _detach(self) -> None:
+        self._layers.detach()
+
+    def _quantized_weight(self, wrapper: Wrapper) -> Tensor:
+        weight = wrapper.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_layers": QuantizedLayers()}
+
+
+def _takes_many(method: Callable[..., Any]) -> bool:
+    kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
+    return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _one_input(method: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return NNI's ``quantize_input(self, *inputs, wrapper, **kwargs)`` as the hook has it."""
+
+    def quantize_input(self: Quantizer, input: Tensor, wrapper: Wrapper) -> Tensor:
+        result = method(self, input, wrapper=wrapper)
+        if isinstance(result, (tuple, list)) and len(result) == 1:
+            result = result[0]
+        return result  # type: ignore[no-any-return]
+
+    quantize_input.__doc__ = method.__doc__
+    return quantize_input

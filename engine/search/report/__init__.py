@@ -1,5 +1,0 @@
-"""What came out of an automatic experiment: collected once, shown in several forms."""
-
-from engine.search.report.collect import collect
-
-__all__ = ["collect"]

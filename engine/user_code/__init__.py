@@ -1,0 +1,1 @@
+"""What people hand in: models by ``module:factory``, batches, example inputs, functions."""
