@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engine
 from engine.api_version import API_VERSION
 from engine.errors import EngineError
 from engine.files import write_whole
 
 #: Beside the packages, in a checkout and where a wheel has put them.
-TEMPLATE = Path(engine.__file__).resolve().parents[1] / "plugin_template"
+TEMPLATE = Path(__file__).resolve().parents[2] / "plugin_template"
 RECORD = ".engine-template.json"
 _FORMAT = 1
 

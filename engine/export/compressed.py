@@ -10,10 +10,10 @@ from torch import Tensor
 from engine.attach.computed import Stage, is_computed
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
-from engine.export.mask_files import masks_of
 from engine.export.onnx_file import example_of, export_onnx, require_onnx, write_program
 from engine.export.packed_file import packed_weights, save_quantized
 from engine.files import PathLike, save_tensors, write_whole
+from engine.pruning.mask_files import masks_of
 
 if TYPE_CHECKING:
     from engine.export.placement import Placement

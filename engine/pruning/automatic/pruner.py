@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.analysis.progress import fingerprint
 from engine.attach.compressor import Compressor
 from engine.attach.wrapper import Wrapper
 from engine.hookspecs import hookimpl
@@ -22,8 +21,10 @@ from engine.pruning.automatic.needs import checked_user_code
 from engine.pruning.automatic.results import config_list, trials_table, write_results
 from engine.pruning.automatic.snapshot import Attempt, Snapshot
 from engine.pruning.automatic.trial_masks import TrialMasks
+from engine.pruning.costs.latency import compare_latency
 from engine.pruning.schedule import Schedule
 from engine.user_code.example import arguments_of
+from engine.user_code.fingerprint import fingerprint
 
 #: Sparsity by the name of a unit, or of a layer.
 Plan = Mapping[str, float]
@@ -351,8 +352,6 @@ class AutomaticPruner(Schedule):
         known = self._journal.measured(key)
         if known is not None:
             return known
-        from engine.analysis import compare_latency
-
         example = arguments_of(self.dummy_input)
         with self._masks.tried(self.layers_of(plan)):
             small = smaller_copy(self.bound_model, *example)
