@@ -16,8 +16,8 @@ from engine.files import PathLike, save_tensors, write_whole
 from engine.pruning.mask_files import masks_of
 
 if TYPE_CHECKING:
-    from engine.export.placement import Placement
     from engine.pruning.pruner import Pruner
+    from engine.quantization.placement import Placement
     from engine.quantization.quantizer import Quantizer
 
 
