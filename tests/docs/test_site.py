@@ -34,6 +34,15 @@ def test_the_hook_reference_is_what_the_specifications_say(generate: ModuleType)
     assert all(f"## {hook}\n" in page for hook in HOOKS)
 
 
+def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
+    pytest.importorskip("grimp", reason="import-linter draws the rooms")
+    sys.path.insert(0, str(ROOT / "docs"))
+    import pictures
+
+    drawn = (ROOT / "docs" / "pictures" / "house.svg").read_text(encoding="utf-8")
+    assert drawn == pictures.PICTURES["house"](), "run python docs/pictures.py"
+
+
 PLUGINS = [*registry.algorithms(), *registry.extensions()]
 
 
