@@ -5,7 +5,7 @@ import pytest
 
 from engine import cli
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 
 from fakes import site  # noqa: F401
 
