@@ -207,6 +207,8 @@ def load(text: str) -> tuple[Any, dict[str, int]]:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.feed(event)
     except yaml.YAMLError as error:
+        if _too_deep(error):
+            raise TooLargeError from None
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = mark.line + 1 if mark else None
         message, allowed = _explain(error, text, line)
@@ -214,6 +216,15 @@ def load(text: str) -> tuple[Any, dict[str, int]]:
     if builder.problems:
         raise UnreadableError(builder.problems)
     return builder.root, builder.lines
+
+
+def _too_deep(error: yaml.YAMLError) -> bool:
+    """Return whether the parser itself refuses the depth, as PyYAML does from 6.0.4 on.
+
+    It reads a whole flow of brackets ahead before its first event, so that the builder's own limit,
+    far lower, comes too late.
+    """
+    return "maximum nesting depth" in str(getattr(error, "problem", None))
 
 
 def _explain(error: yaml.YAMLError, text: str, line: int | None) -> tuple[str, str | None]:

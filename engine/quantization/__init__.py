@@ -12,7 +12,7 @@ from engine.quantization.form import AffineForm
 from engine.quantization.grid import Grid
 from engine.quantization.layer_grids import average_ranges, begun, keep_grid, update_waits
 from engine.quantization.scheme import Scheme, scheme_of
-from engine.quantization.uniform import quantize_unit, straight_through
+from engine.quantization.uniform import quantize_clipped, quantize_unit, straight_through
 
 __all__ = [
     "AffineForm",
@@ -26,6 +26,7 @@ __all__ = [
     "fake_quantize",
     "keep_grid",
     "quantize",
+    "quantize_clipped",
     "quantize_unit",
     "scheme_of",
     "straight_through",

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from engine import Quantizer, QuantType, Wrapper
-from engine.quantization import AffineForm, quantize_unit, straight_through, wide
+from engine.quantization import (
+    AffineForm,
+    quantize_clipped,
+    quantize_unit,
+    straight_through,
+    wide,
+)
 from engine.quantization.quantizer import bits_of
 
 
@@ -38,11 +44,11 @@ class DoReFaQuantizer(Quantizer):
 
     def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
         """Return ``q_k(clip(a, 0, 1))`` (section 2.4)."""
-        return quantize_unit(input.clamp(0, 1), bits_of(wrapper, QuantType.INPUT))
+        return quantize_clipped(input, bits_of(wrapper, QuantType.INPUT))
 
     def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
         """Return ``q_k(clip(a, 0, 1))`` (section 2.4)."""
-        return quantize_unit(output.clamp(0, 1), bits_of(wrapper, QuantType.OUTPUT))
+        return quantize_clipped(output, bits_of(wrapper, QuantType.OUTPUT))
 
     def quant_backward(self, grad_output: Tensor, wrapper: Wrapper) -> Tensor:
         """Return eq. 12: ``2 m (q_k(g / 2m + 1/2 + N) - 1/2)``, m = max|g| of each sample.
@@ -55,8 +61,8 @@ class DoReFaQuantizer(Quantizer):
         peak = gradient.abs()
         peak = peak.amax(one_sample, keepdim=True) if one_sample else peak
         noise = (torch.rand_like(gradient) - 0.5) / (2**bits - 1)
-        unit = (gradient / (2 * _or_one(peak)) + 0.5 + noise).clamp(0, 1)
-        return 2 * peak * (quantize_unit(unit, bits) - 0.5)
+        unit = gradient / (2 * _or_one(peak)) + 0.5 + noise
+        return 2 * peak * (quantize_clipped(unit, bits) - 0.5)
 
     def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
         """Return the integers that the levels are, up to the last bit of float32.

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import yaml
 from reading import TOO_LARGE, data, json_message, message, write, yaml_message
 
 from engine import config
+from engine.config import yaml_reader
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,14 @@ def test_a_bomb_of_merged_mappings(tmp_path):
 def test_deep_nesting(tmp_path, depth, name):
     text = '{"a":' + "[" * depth + "]" * depth + "}"
     assert message(write(tmp_path, text, name)) == f"{name}: {TOO_LARGE}"
+
+
+@pytest.mark.parametrize("text", ["[", "{a: ", "- "])
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
+def test_deep_nesting_whoever_parses(tmp_path, monkeypatch, text, loader):
+    """PyYAML's parser of 6.0.4 has a limit of its own, earlier ones and the one in Python none."""
+    monkeypatch.setattr(yaml_reader, "_LOADER", getattr(yaml, loader))
+    assert yaml_message(tmp_path, text * 3000) == f"c.yaml: {TOO_LARGE}"
 
 
 def test_too_many_values(tmp_path):

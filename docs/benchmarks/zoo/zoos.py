@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+#: Operators live as long as what defines them.
+_LIBRARIES: list[torch.library.Library] = []
 #: Classification models whose sizes are fixed or that a smaller image does not get through.
 _SIDES = {
     "inception_v3": 128, "vit": 224, "swin": 64, "maxvit": 224, "googlenet": 64,
@@ -37,13 +39,28 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.tensor(kept, dtype=torch.int64)
 
 
+def _import_torchvision() -> None:
+    """Import torchvision, with operators in Python where its own do not load.
+
+    Its CUDA build does not find its libraries beside a CPU torch, and then fails at the first
+    operator that it describes. Its own come first: to define them twice ends the process.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _define()
+
+
 def _define() -> None:
-    """Define the operators that torchvision's CUDA build cannot load beside a CPU torch."""
-    if hasattr(torch.ops.torchvision, "nms"):
-        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        _LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.impl("nms", _nms, "CPU")
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", _nms, "CPU")
+    _LIBRARIES.append(library)
     from torchvision.ops import boxes
 
     boxes._assert_has_ops = lambda: None
@@ -99,7 +116,7 @@ class AllHeads(nn.Module):
 
 def torchvision() -> dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Any]]]:
     """Return torchvision's classification, segmentation, detection, video and flow models."""
-    _define()
+    _import_torchvision()
     from torchvision import models
 
     found = {}
@@ -164,7 +181,7 @@ def _maker(models: Any, name: str, package: str) -> Callable[[], nn.Module]:
 
 def timm() -> dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Any]]]:
     """Return the smallest model of each family of timm, as ``timm_models.json`` has them."""
-    _define()
+    _import_torchvision()
     import timm
 
     text = Path(__file__).with_name("timm_models.json").read_text(encoding="utf-8")
