@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import EngineError
+from engine.experiment.orphans import end_orphans
 from engine.experiment.outcome import Outcome, judge
 from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.protocol import MARK, result_in
 from engine.experiment.read import Experiment
+from engine.experiment.system import joined
 from engine.files import write_whole
 from engine.files.job import environment
 
@@ -46,6 +47,7 @@ def run_once(
     jobs = experiment.folder / JOBS
     try:
         jobs.mkdir(exist_ok=True)
+        end_orphans(jobs)
         number = _reserve(jobs)
     except OSError as error:
         raise EngineError(f"{jobs} cannot be written: {error.strerror}") from error
@@ -55,7 +57,7 @@ def run_once(
     output = jobs / f"{number}.out"
     command = [*experiment.command, str(job_file)]
     if experiment.resource == "passive":
-        echo(f"run this, then type the result: {shlex.join(command)}\n")
+        echo(f"run this, then type the result: {joined(command)}\n")
         _write(output, f"{MARK}{ask('result: ')}\n")
         ended = Ended(0)
     else:

@@ -13,7 +13,9 @@ from engine import config
 from engine.config import Document, Search, Settings
 from engine.config.check import without_flags
 from engine.config.plain import escape
-from engine.errors import ConfigError, Problem, nearest
+from engine.errors import ConfigError, EngineError, Problem, nearest
+from engine.experiment import system
+from engine.experiment.shadow import shadow
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NEEDS = (
@@ -132,6 +134,10 @@ def _runs(document: Document, problems: list[Problem]) -> tuple[list[str], Path]
     if data.get("resource") == "node" and not named:
         needs = 'resource_args: {nodes: ["user@host"]}'
         problems.append(document.problem("node needs the names of machines", "/resource", needs))
+    if data.get("resource") == "node" and system.windows():
+        message = "Windows runs nothing on other machines: node needs a POSIX shell and ssh here"
+        allowed = "cpu, gpu and passive run on this machine, as does node under WSL"
+        problems.append(document.problem(message, "/resource", allowed))
     if not any(pointer.startswith("/runtime_args") for pointer in told):
         _check_environment(document, problems)
     return command, folder
@@ -151,7 +157,7 @@ def _check_environment(document: Document, problems: list[Problem]) -> None:
 def _command(document: Document, folder: Path, problems: list[Problem]) -> list[str]:
     data = document.data
     try:
-        words = shlex.split(data["script"])
+        words = system.split(data["script"])
     except ValueError as error:
         problems.append(document.problem(f"the script cannot be read: {error}", "/script"))
         return []
@@ -175,4 +181,18 @@ def _command(document: Document, folder: Path, problems: list[Problem]) -> list[
     elif not os.access(script, os.X_OK):
         fix = f"chmod +x {shlex.quote(str(script))}"
         problems.append(document.problem(f"the script {words[0]} may not be run", "/script", fix))
-    return [str(script), *words[1:]]
+    else:
+        return [*_start(document, script, problems), *words[1:]]
+    return []
+
+
+def _start(document: Document, script: Path, problems: list[Problem]) -> list[str]:
+    """Return the words that start a script; what keeps it from working is added to ``problems``."""
+    hidden = shadow(script)
+    if hidden is not None and not hidden.harmless:
+        problems.append(document.problem(hidden.message, "/script", hidden.fix))
+    try:
+        return [*system.program_of(script), str(script)]
+    except EngineError as error:
+        problems.append(document.problem(str(error), "/script"))
+        return []
