@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the file, run its script with it, and say what became of it."""
     document = validate.read_document(args.file)
     experiment = read_experiment(document, automatic=args.automatic or None)
+    validate.tell_notes(experiment)
     # Ended from outside, the runner ends its scripts, too.
     for name in _STOPS:
         if hasattr(signal, name):

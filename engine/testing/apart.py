@@ -36,10 +36,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps({**request, "path": sys.path}) + "\n")
         process.stdin.flush()
-        if forks():
-            answer = process.stdout.readline().strip()
-        else:
-            answer = _only_answer(process)
+        answer = process.stdout.readline().strip() if forks() else _only_answer(process)
     if not answer:
         said.seek(0)
         last = said.read().strip().splitlines()[-1:]

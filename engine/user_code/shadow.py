@@ -1,4 +1,4 @@
-"""Whether a file beside a script hides this package, or what it needs, from the script.
+"""Whether a file beside a person's code hides this package, or what it needs, from that code.
 
 Python looks for modules beside a script first. Many training scripts come with an ``engine.py``.
 """
@@ -31,8 +31,8 @@ class Shadow(NamedTuple):
     @property
     def message(self) -> str:
         """What is wrong, in one sentence."""
-        what = "this package" if self.module == "engine" else f"{self.module}, which it needs,"
-        return f"{self.file} hides {what} from what runs beside it: import {self.module} finds it"
+        what = "this package" if self.module == "engine" else f"{self.module}, which engine needs,"
+        return f"{self.file} hides {what} from the scripts beside it"
 
     @property
     def fix(self) -> str:
@@ -61,15 +61,35 @@ def shadow(script: Path) -> Shadow | None:
     return None
 
 
+def clash(module: str) -> Shadow | None:
+    """Return what a module of a person's, imported here, would want and not get.
+
+    Here this package is the one that is called engine, so that it hides an ``engine.py`` beside the
+    module. Nothing is imported to find out.
+    """
+    found = importlib.machinery.PathFinder.find_spec(module.partition(".")[0])
+    if found is None or found.origin is None:
+        return None
+    script = Path(found.origin)
+    file = hiding(script.parent)
+    if file is None or not script.is_file() or script.suffix != ".py":
+        return None
+    text = script.read_bytes().decode("utf-8", errors="replace")
+    return Shadow(file, "engine", harmless=False) if _IMPORTS.search(text) else None
+
+
 def hiding(folder: Path, module: str = "engine") -> Path | None:
     """Return the file or package in a folder that a module's name stands for, if it is not ours."""
     found = importlib.machinery.PathFinder.find_spec(module, [os.fspath(folder)])
     if found is None or found.origin is None:  # a folder without __init__.py hides nothing
         return None
     file = Path(found.origin)
-    own = Path(engine.__file__).resolve().parents[1]
-    if file.resolve().is_relative_to(own) and folder.resolve() == own:
-        return None  # the checkout that this package is in, or where it is installed
+    own = (
+        importlib.machinery.PathFinder.find_spec(module) if module != "engine" else engine.__spec__
+    )
+    origin = own.origin if own is not None else None
+    if origin is not None and os.path.exists(origin) and file.samefile(origin):
+        return None  # the folder is where it is installed, or this package's checkout
     if file.name == "__init__.py":
         return None if (file.parent / _OURS).exists() else file.parent
     return file
