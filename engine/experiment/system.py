@@ -13,6 +13,8 @@ from engine.errors import EngineError
 
 #: What Windows runs by itself.
 _PROGRAMS = (".exe", ".com", ".bat", ".cmd")
+#: Where Linux lists them.
+_CARDS = Path("/proc/driver/nvidia/gpus")
 #: The start of a script is enough to find its first line.
 _FIRST = 1024
 
@@ -20,6 +22,11 @@ _FIRST = 1024
 def windows() -> bool:
     """Return whether this is Windows."""
     return sys.platform == "win32"
+
+
+def macos() -> bool:
+    """Return whether this is macOS."""
+    return sys.platform == "darwin"
 
 
 def split(command: str) -> list[str]:
@@ -105,9 +112,8 @@ def require_psutil() -> None:
 
 def gpus() -> list[str]:
     """Return the numbers of the NVIDIA GPUs of this machine, without loading what runs on them."""
-    cards = Path("/proc/driver/nvidia/gpus")
-    if cards.is_dir():
-        count = len(list(cards.iterdir()))
+    if _CARDS.is_dir():
+        count = len(list(_CARDS.iterdir()))
     else:
         try:
             said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)

@@ -113,6 +113,11 @@ def _gpus(devices: Sequence[int] | None, n_parallel: int) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         found = system.gpus() if visible is None else visible.split(",")
         found = [name.strip() for name in found if name.strip()]
+    if not found and system.macos():
+        raise EngineError(
+            "macOS has no GPUs of NVIDIA's, which the resource gpu is about\n"
+            "  with the resource cpu a script may use mps all the same"
+        )
     if len(found) < n_parallel:
         raise EngineError(
             f"n_parallel is {n_parallel}, and there {'is' if len(found) == 1 else 'are'} "
