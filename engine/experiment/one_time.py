@@ -62,7 +62,8 @@ def run_once(
         ended = Ended(0)
     else:
         ended = _run(command, experiment, jobs / str(number), echo)
-    result = result_in(output.read_text(encoding="utf-8", errors="replace").splitlines())
+    with output.open(encoding="utf-8", errors="replace") as lines:
+        result = result_in(lines)
     status = judge(ended, result)
     if status.startswith("failed: the result is not finite"):
         result = None
@@ -88,16 +89,16 @@ def _run(
     started = time.monotonic()
     try:
         while (ended := script.poll()) is None:
-            for line in script.lines():
-                echo(line)
             if timeout is not None and time.monotonic() - started > timeout:
                 script.stop()
-                ended = Ended(None, f"it did not end within {timeout:g} s")
-                break
-            script.wait()
-        else:
-            if ended.error is not None:
-                raise EngineError(f"{command[0]}: {ended.error}")
+                _tell(script, echo)
+                return Ended(None, f"it did not end within {timeout:g} s")
+            if not _tell(script, echo):
+                script.wait()
+        if ended.error is not None:
+            raise EngineError(f"{command[0]}: {ended.error}")
+        while _tell(script, echo):
+            pass
         for line in script.lines(rest=True):
             echo(line)
         return ended
@@ -107,6 +108,14 @@ def _run(
     finally:
         script.close()
         exit_file.unlink(missing_ok=True)  # its number is in the record
+
+
+def _tell(script: Script, echo: Callable[[str], object]) -> bool:
+    """Pass some lines on that the script has printed; return whether there were any."""
+    lines = script.lines()
+    for line in lines:
+        echo(line)
+    return bool(lines)
 
 
 def _reserve(jobs: Path) -> int:
