@@ -71,7 +71,9 @@ def export_quantized(
     if onnx_path is not None:
         placements = _export_integers(quantizer, onnx_path, input_shape, device, batches)
     if calibration_path is not None:
-        write_whole(calibration_path, lambda temporary: temporary.write_text(text))
+        write_whole(
+            calibration_path, lambda temporary: temporary.write_text(text, encoding="utf-8")
+        )
     save_quantized(model_path, packed, rest)
     return placements
 
