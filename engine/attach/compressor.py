@@ -16,10 +16,11 @@ from engine.attach.configured import Configured
 from engine.attach.learned_parameters import LearnedParameters
 from engine.attach.model_hooks import KEEPER, Keeper
 from engine.attach.optimizer_hooks import OptimizerHooks
+from engine.attach.unusable import refuse_unusable
 from engine.attach.wrapper import Wrapper
 from engine.errors import EngineError
 from engine.plugins.blame import Verify
-from engine.plugins.stack import Stack, placeholder
+from engine.plugins.stack import Stack, describe, placeholder
 
 #: Methods of the surface that are hooks too; see ``_surface``.
 _SURFACE_HOOKS = ("update_epoch", "step")
@@ -70,6 +71,7 @@ class Compressor(Configured):
         self._learned: LearnedParameters | None = None
         self._collectors = ActivationCollectors()
         self._telling: set[str] = set()
+        self._looked_at_parameters = False
         super().__init__(
             model,
             config_list,
@@ -95,6 +97,8 @@ class Compressor(Configured):
         stack = Stack([*parts, *needed, *self.extensions], self._verifiers())
         self._require(stack)
         prepare = stack.resolve("preprocess_model")
+        refuse_unusable(self.wrappers, describe(self))
+        self._looked_at_parameters = False
         try:
             if prepare is not None:
                 prepare(self, self.bound_model)
@@ -269,6 +273,10 @@ class Compressor(Configured):
         self._learned.agree_between_processes()
 
     def _after_step(self) -> None:
+        if not self._looked_at_parameters:
+            # Who shards or replaces parameters does so before training begins.
+            refuse_unusable(self.wrappers, describe(self))
+            self._looked_at_parameters = True
         if self._learned is not None:
             self._learned.clear_gradients()
         try:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from engine import config
 from engine.attach.selection import WEIGHTED_TYPES, Selected, select_layers
+from engine.attach.unusable import refuse_flat, refuse_unusable
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, Problem
 from engine.plugins import registry
@@ -53,6 +54,7 @@ class Configured:
                 "after each minibatch",
             )
             raise ConfigError([problem], type(self).__name__)
+        refuse_flat(model, type(self).__name__)
         self.bound_model = model
         self.optimizer = optimizer
         self.extensions = tuple(extensions)
@@ -63,6 +65,7 @@ class Configured:
         for name, value in own.items():
             setattr(self, name, value)
         self.wrappers: list[Wrapper] = self._wrapped()
+        refuse_unusable(self.wrappers, describe(self))
 
     def get_modules_wrapper(self) -> list[Wrapper]:
         """Return one wrapper per layer that the algorithm works on, in the model's order."""
