@@ -5,6 +5,8 @@ Text and lines are grey enough to be read on white and on black; there is no bac
 
 from pathlib import Path
 
+from house import house
+
 import engine
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
@@ -154,6 +156,7 @@ PICTURES = {
     "life_cycle": life_cycle,
     "schedules": schedules,
     "accuracy_against_size": accuracy_against_size,
+    "house": lambda: house(HEAD, STYLE, INK, COLOURS[0]),
 }
 
 if __name__ == "__main__":

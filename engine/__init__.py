@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         report_model,
         save_model,
     )
-    from engine.export import apply_masks, load_masks, load_quantized
+    from engine.export import load_quantized
     from engine.hookspecs import hookimpl
+    from engine.pruning.mask_files import apply_masks, load_masks
     from engine.pruning.pruner import Pruner
     from engine.pruning.schedule import Schedule
     from engine.quantization.quantizer import (
@@ -55,7 +56,7 @@ _HOME = {
     "Schedule": "engine.pruning.schedule",
     "Watcher": "engine.attach.watch",
     "Wrapper": "engine.attach.wrapper",
-    "apply_masks": "engine.export",
+    "apply_masks": "engine.pruning.mask_files",
     "bits_of": "engine.quantization.quantizer",
     "create_compressor": "engine.attach.create",
     "experiment_args": "engine.experiment",
@@ -63,7 +64,7 @@ _HOME = {
     "layer_states": "engine.attach.watch",
     "layer_table": "engine.analysis.layer_table",
     "load_compressed": "engine.speedup",
-    "load_masks": "engine.export",
+    "load_masks": "engine.pruning.mask_files",
     "load_quantized": "engine.export",
     "print_result": "engine.experiment",
     "quant_types_of": "engine.quantization.quantizer",

@@ -11,8 +11,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from engine.analysis.bound import NORMS, BoundChannel, bound_channels, is_depthwise
 from engine.analysis.masked_layer import MaskedLayer
 from engine.attach.undisturbed import undisturbed
-from engine.export.mask_files import masked_parameters
 from engine.files import PathLike
+from engine.pruning.mask_files import masked_parameters
 from engine.user_code.example import call, example_of
 
 

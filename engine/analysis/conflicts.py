@@ -10,9 +10,9 @@ from torch import nn
 from engine.analysis.agreement import Agreement
 from engine.analysis.dependencies import merged
 from engine.errors import EngineError
-from engine.export.mask_files import Masks, load_masks
 from engine.files import PathLike
 from engine.files.table import text_table
+from engine.pruning.mask_files import Masks, load_masks
 
 
 class LayerMask(NamedTuple):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from engine.files import PathLike
 from engine.files.progress import ProgressFile, Words
@@ -74,15 +70,3 @@ class Progress:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise file.damaged(error) from error
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return what tells a model apart: a digest of its parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        content = tensor.detach().cpu().contiguous()
-        # The bytes as they lie in memory; NumPy, which has them too, need not be installed.
-        size = content.numel() * content.element_size()
-        digest.update((ctypes.c_char * size).from_address(content.data_ptr()))
-    return digest.hexdigest()[:16]

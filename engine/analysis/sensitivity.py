@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from engine.analysis.plot import plot_lines
-from engine.analysis.progress import Progress, fingerprint
+from engine.analysis.progress import Progress
 from engine.analysis.single_layer import SingleLayerPruning
 from engine.attach.checkpoint import load_model
 from engine.attach.undisturbed import State
@@ -17,6 +17,7 @@ from engine.errors import EngineError, nearest
 from engine.files import PathLike
 from engine.files.table import write_csv
 from engine.pruning.pruner import Pruner
+from engine.user_code.fingerprint import fingerprint
 from engine.user_code.metric import number
 
 #: When to stop with a layer: the metric, the value given and the metric of the model as it is.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engine.analysis.count import CONVENTION, LayerCount, ModelCount
 from engine.files import PathLike
 from engine.files.table import WIDTH, shape_text, short, text_table, write_table
+from engine.pruning.costs.count import CONVENTION, LayerCount, ModelCount
 from engine.speedup import SpeedupReport
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.attach.configured import Configured
+from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, nearest
-
-if TYPE_CHECKING:
-    from engine.attach.compressor import Compressor
-    from engine.attach.wrapper import Wrapper
 
 _VERSION = 1
 _WRAPPER_KEYS = {"buffers", "attributes"}
@@ -21,7 +19,7 @@ _KEYS = {"version", "algorithms", "epoch", "wrappers", "extra"}
 _MASKS = {"weight_mask": "weight", "bias_mask": "bias"}
 
 
-def state_of(compressor: Compressor) -> dict[str, Any]:
+def state_of(compressor: Configured) -> dict[str, Any]:
     """Return the state of ``compressor``: its wrappers, its plugins, where training stands."""
     return {
         "version": _VERSION,
@@ -36,7 +34,7 @@ def state_of(compressor: Compressor) -> dict[str, Any]:
     }
 
 
-def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
+def restore(compressor: Configured, state: Mapping[str, Any]) -> None:
     """Restore what :func:`state_of` returned.
 
     Raises:
@@ -94,7 +92,7 @@ def restore(compressor: Compressor, state: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _put(compressor: Compressor, by_name: Mapping[str, Wrapper], state: Mapping[str, Any]) -> None:
+def _put(compressor: Configured, by_name: Mapping[str, Wrapper], state: Mapping[str, Any]) -> None:
     saved = state["wrappers"]
     for name, wrapper in by_name.items():
         for key, value in saved[name]["buffers"].items():
@@ -112,7 +110,7 @@ def _put(compressor: Compressor, by_name: Mapping[str, Wrapper], state: Mapping[
     compressor._state_replaced()
 
 
-def _extensions(compressor: Compressor) -> dict[str, Any]:
+def _extensions(compressor: Configured) -> dict[str, Any]:
     """Return the extensions that have a state of their own, by class name and order."""
     named: dict[str, Any] = {}
     for extension in compressor.extensions:

@@ -10,16 +10,15 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.optim import Optimizer
 
-from engine import config
 from engine.attach import checkpoint
 from engine.attach.collectors import ActivationCollectors
+from engine.attach.configured import Configured
 from engine.attach.learned_parameters import LearnedParameters
 from engine.attach.model_hooks import KEEPER, Keeper
 from engine.attach.optimizer_hooks import OptimizerHooks
-from engine.attach.selection import WEIGHTED_TYPES, Selected, select_layers
+from engine.attach.unusable import refuse_unusable
 from engine.attach.wrapper import Wrapper
-from engine.errors import ConfigError, EngineError, Problem
-from engine.plugins import registry
+from engine.errors import EngineError
 from engine.plugins.blame import Verify
 from engine.plugins.stack import Stack, describe, placeholder
 
@@ -27,7 +26,7 @@ from engine.plugins.stack import Stack, describe, placeholder
 _SURFACE_HOOKS = ("update_epoch", "step")
 
 
-class Compressor:
+class Compressor(Configured):
     """One algorithm on one model. Nothing in the model changes before :meth:`compress`.
 
     Args:
@@ -47,9 +46,6 @@ class Compressor:
     """
 
     hooks_by_name: ClassVar[bool] = True
-    kind: ClassVar[str] = ""
-    #: What ``default`` in ``op_types`` stands for.
-    default_op_types: ClassVar[Sequence[str]] = WEIGHTED_TYPES
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -69,36 +65,21 @@ class Compressor:
         dummy_input: Any = None,
         **arguments: Any,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                [Problem(f"model is a {type(model).__name__}", "/model", None, "needs: nn.Module")],
-                type(self).__name__,
-            )
-        if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
-            problem = Problem(
-                f"optimizer is a {type(optimizer).__name__}",
-                "/optimizer",
-                None,
-                "needs: torch.optim.Optimizer; with another kind leave it out and call step() "
-                "after each minibatch",
-            )
-            raise ConfigError([problem], type(self).__name__)
-        self.bound_model = model
-        self.optimizer = optimizer
-        self.extensions = tuple(extensions)
-        self.dummy_input = dummy_input
-        self.epoch = 0
         self.host: Compressor = self
-        self._describe_plugin()
-        self.config_list, own = self._check(config_list, arguments)
-        for name, value in own.items():
-            setattr(self, name, value)
         self._hooks: OptimizerHooks | None = None
         self._stack: Stack | None = None
         self._learned: LearnedParameters | None = None
         self._collectors = ActivationCollectors()
         self._telling: set[str] = set()
-        self.wrappers = [Wrapper(s.module, s.name, s.config) for s in self._select()]
+        self._looked_at_parameters = False
+        super().__init__(
+            model,
+            config_list,
+            optimizer,
+            extensions=extensions,
+            dummy_input=dummy_input,
+            **arguments,
+        )
 
     # -- life cycle ----------------------------------------------------------------------------
 
@@ -116,14 +97,13 @@ class Compressor:
         stack = Stack([*parts, *needed, *self.extensions], self._verifiers())
         self._require(stack)
         prepare = stack.resolve("preprocess_model")
+        refuse_unusable(self.wrappers, describe(self))
+        self._looked_at_parameters = False
         try:
             if prepare is not None:
                 prepare(self, self.bound_model)
                 known = {id(wrapper.module): wrapper for wrapper in self.wrappers}
-                self.wrappers[:] = [
-                    known.get(id(s.module)) or Wrapper(s.module, s.name, s.config)
-                    for s in self._select()
-                ]
+                self.wrappers[:] = [known.get(id(w.module), w) for w in self._wrapped()]
             self._stack = stack
             self._attach(stack)
         except BaseException:
@@ -195,19 +175,6 @@ class Compressor:
 
     # -- layers --------------------------------------------------------------------------------
 
-    def get_modules_wrapper(self) -> list[Wrapper]:
-        """Return one wrapper per layer that the algorithm works on, in the model's order."""
-        return list(self.wrappers)
-
-    def get_modules_to_compress(self) -> list[tuple[Wrapper, Mapping[str, Any]]]:
-        """Return each layer's wrapper with the entry that applies to it."""
-        return [(wrapper, wrapper.config) for wrapper in self.wrappers]
-
-    def set_wrappers_attribute(self, name: str, value: Any) -> None:
-        """Set an attribute on every wrapper; each gets a buffer of its own if it is a tensor."""
-        for wrapper in self.wrappers:
-            wrapper.set_attribute(name, value)
-
     def learned_parameters(self) -> list[nn.Parameter]:
         """Return what the algorithm learns beside the model's parameters, in the model's order.
 
@@ -234,13 +201,6 @@ class Compressor:
         """
         self._collectors.remove(identifier)
 
-    def check_layer(self, module: nn.Module) -> str | None:
-        """Return why the algorithm cannot work on ``module``, or None. A subclass may override it.
-
-        Asked for each selected layer when the compressor is made.
-        """
-        return None
-
     # -- state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -263,13 +223,6 @@ class Compressor:
         """
         checkpoint.load_model(self.bound_model, model_state)
         self._weights_replaced()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return what a subclass must save beside its wrappers; tensors and plain values."""
-        return {}
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`get_extra_state`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what a pickled model needs of its algorithm; not the training loop around it."""
@@ -312,12 +265,6 @@ class Compressor:
     def _weights_replaced(self) -> None:
         """React to weights that were changed from outside: loaded, or by another optimizer."""
 
-    def _state_replaced(self) -> None:
-        """React to wrappers whose buffers and attributes were restored."""
-
-    def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
-        return True
-
     def _before_step(self) -> None:
         self._tell("before_step")
         assert self._learned is not None
@@ -326,6 +273,10 @@ class Compressor:
         self._learned.agree_between_processes()
 
     def _after_step(self) -> None:
+        if not self._looked_at_parameters:
+            # Who shards or replaces parameters does so before training begins.
+            refuse_unusable(self.wrappers, describe(self))
+            self._looked_at_parameters = True
         if self._learned is not None:
             self._learned.clear_gradients()
         try:
@@ -346,31 +297,6 @@ class Compressor:
             call(*arguments)
         finally:
             self._telling.discard(hook)
-
-    def _describe_plugin(self) -> None:
-        plugin = next(
-            (found for cls in type(self).__mro__ if (found := registry.find_class(cls))), None
-        )
-        own = plugin is not None and registry.find_class(type(self)) is not None
-        self.plugin = plugin
-        self.plugin_name = plugin.name if plugin is not None and own else type(self).__name__
-
-    def _check(
-        self, config_list: Sequence[Mapping[str, Any]] | None, arguments: dict[str, Any]
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        return config.check_entries(
-            self.plugin, config_list, arguments, kind=self.kind, source=type(self).__name__
-        )
-
-    def _select(self) -> list[Selected]:
-        return select_layers(
-            self.bound_model,
-            self.config_list,
-            default_types=self.default_op_types,
-            needs_weight=self._needs_weight,
-            check=self.check_layer,
-            source=describe(self),
-        )
 
 
 def _surface(name: str, own: Callable[..., None]) -> Callable[..., None]:

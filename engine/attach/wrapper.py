@@ -7,13 +7,23 @@ names and classes. The wrapper's buffers (masks, ranges, statistics) are saved w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from engine.quantization.grid import Grid
+
+class KeptGrid(Protocol):
+    """``engine.quantization.Grid``, as it is known below it: what plugins call, and the rest."""
+
+    def over_extremes(self, weight: Tensor) -> Tensor:
+        """Return a weight on the grid over its extremes."""
+
+    def over_range(self, tensor: Tensor, decay: float | None = None) -> Tensor:
+        """Return an activation on the grid of its range."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else that a grid has."""
 
 
 class Wrapper(nn.Module):
@@ -37,7 +47,7 @@ class Wrapper(nn.Module):
     name: str
     config: dict[str, Any]
     sparsity: float | None
-    grids: dict[str, Grid]
+    grids: dict[str, KeptGrid]
 
     def __init__(self, module: nn.Module, name: str, config: Mapping[str, Any]) -> None:
         super().__init__()

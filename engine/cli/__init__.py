@@ -27,6 +27,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Bad input never ends in a traceback."""
+    _open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
     try:
@@ -87,6 +88,15 @@ def _run(arguments: list[str]) -> int:
         parser.print_help(sys.stderr)
         return 2
     return int(run(args))
+
+
+def _open_streams() -> None:
+    """Let nobody read what is printed where the caller has closed the stream it is printed to."""
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        nowhere = open(os.devnull, "r+", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+        sys.stdin, sys.stdout, sys.stderr = (
+            nowhere if each is None else each for each in (sys.stdin, sys.stdout, sys.stderr)
+        )
 
 
 def _unknown(name: str) -> int:

@@ -104,7 +104,7 @@ def _flops(subject: _Subject, args: argparse.Namespace) -> int:
     before = count_flops_params(model, inputs, masks=args.masks)
     found: Any = before
     if args.speedup:
-        from engine.export import apply_masks
+        from engine.pruning.mask_files import apply_masks
         from engine.speedup import speedup
 
         if args.masks is not None:

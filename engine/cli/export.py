@@ -15,7 +15,7 @@ from engine.errors import CheckpointError, EngineError
 if TYPE_CHECKING:
     from engine.attach.compressor import Compressor
     from engine.config import Settings
-    from engine.export.placement import Placement
+    from engine.quantization.placement import Placement
 
 _HEADER = ("LAYER", "OPERATOR", "COMPUTES IN", "REASON")
 _LIMITS = (40, 12, 11, 60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import sys
 import time
@@ -12,9 +11,12 @@ from engine.cli import validate
 from engine.errors import EngineError, printable
 from engine.experiment import Experiment, read_experiment
 from engine.experiment.one_time import run_once
+from engine.experiment.system import joined
 
 #: Seconds between two updates of the line that says that the script is still running.
 _PAUSE = 0.5
+#: Signals that end a process; no system has all of them.
+_STOPS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +41,11 @@ def run(args: argparse.Namespace) -> int:
     """Check the file, run its script with it, and say what became of it."""
     document = validate.read_document(args.file)
     experiment = read_experiment(document, automatic=args.automatic or None)
+    validate.tell_notes(experiment)
     # Ended from outside, the runner ends its scripts, too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    for name in _STOPS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     if experiment.search is not None:
         return _search(experiment, args.storage, quiet=args.quiet)
     if args.storage is not None:
@@ -90,7 +94,7 @@ def _search(experiment: Experiment, storage: str | None, *, quiet: bool) -> int:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         print(printable(f"  {name}: {text}"))
     print(f"as a one-time experiment: {shown(runner.folder.best)}")
-    print(f"report: engine report {shlex.quote(shown(runner.folder.root))}")
+    print(f"report: engine report {joined([shown(runner.folder.root)])}")
     return 0
 
 

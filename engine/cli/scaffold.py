@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engine
 from engine.api_version import API_VERSION
 from engine.errors import EngineError
 from engine.files import write_whole
 
 #: Beside the packages, in a checkout and where a wheel has put them.
-TEMPLATE = Path(engine.__file__).resolve().parents[1] / "plugin_template"
+TEMPLATE = Path(__file__).resolve().parents[2] / "plugin_template"
 RECORD = ".engine-template.json"
 _FORMAT = 1
 
@@ -81,7 +80,7 @@ def update(package: Path) -> dict[str, list[str]]:
     done: dict[str, list[str]] = {"replaced": [], "added": [], "kept": []}
     with _rendered(answers) as fresh:
         for path in _files(fresh):
-            place, new = str(path.relative_to(fresh)), path.read_bytes()
+            place, new = path.relative_to(fresh).as_posix(), path.read_bytes()
             own = package / place
             if place == RECORD or digests.get(place) == _digest(new):
                 continue  # the template says what it has always said
@@ -122,7 +121,9 @@ def _rendered(answers: Mapping[str, Any]) -> Iterator[Path]:
             run_copy(str(TEMPLATE), package, data=dict(answers), defaults=True, quiet=True)
         except (CopierError, ValueError) as error:
             raise EngineError(f"the template cannot be rendered: {error}") from error
-        files = {str(p.relative_to(package)): _digest(p.read_bytes()) for p in _files(package)}
+        files = {
+            p.relative_to(package).as_posix(): _digest(p.read_bytes()) for p in _files(package)
+        }
         record = {"format": _FORMAT, "answers": dict(answers), "files": files}
         (package / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         yield package

@@ -10,7 +10,7 @@ from typing import Any
 from engine import config
 from engine.config import Document, Search, Settings, schema
 from engine.errors import EngineError, printable
-from engine.experiment import read_experiment
+from engine.experiment import Experiment, read_experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     search = None
     if is_experiment(document):
         experiment = read_experiment(document)
+        tell_notes(experiment)
         settings, search = experiment.settings, experiment.search
     elif config.is_automatic(document):
         search = config.check_search(document)
@@ -54,6 +55,12 @@ def read_document(path: str) -> Document:
     for notice in notices:
         print(printable(f"note: {notice.message}"), file=sys.stderr)
     return document
+
+
+def tell_notes(experiment: Experiment) -> None:
+    """Print what a person should know before an experiment is run to stderr."""
+    for note in experiment.notes:
+        print(printable(f"note: {note}"), file=sys.stderr)
 
 
 def confirmation(settings: Settings) -> list[str]:

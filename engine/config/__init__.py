@@ -8,8 +8,9 @@ torch or a plugin's code.
 from __future__ import annotations
 
 from engine.config.check import Extension, Settings, check
-from engine.config.document import Document, read
+from engine.config.document import Document
 from engine.config.entries import Composed, check_composed, check_entries
+from engine.config.reading import read
 from engine.config.search import Search, check_search, is_automatic
 
 __all__ = [

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from engine.config import fill, schema, space
 from engine.config.choose import choose, errors, fail, look_up
-from engine.config.document import Document, read
+from engine.config.document import Document
 from engine.config.messages import Found, Words
 from engine.config.plain import escape, show
+from engine.config.reading import read
 from engine.config.schema import Schema
 from engine.errors import ConfigError, nearest
 from engine.plugins.registry import EXTENSIONS, Plugin

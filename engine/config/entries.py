@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from engine.config import fill, schema
 from engine.config.choose import choose, errors, fail
-from engine.config.document import from_python
 from engine.config.messages import Found, Words
+from engine.config.reading import from_python
 from engine.config.schema import SELECTION, Schema, Shape
 from engine.plugins import registry
 from engine.plugins.registry import Plugin

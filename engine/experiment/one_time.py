@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import EngineError
+from engine.experiment.orphans import end_orphans
 from engine.experiment.outcome import Outcome, judge
 from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.protocol import MARK, result_in
 from engine.experiment.read import Experiment
+from engine.experiment.system import joined
 from engine.files import write_whole
 from engine.files.job import environment
 
@@ -46,6 +47,7 @@ def run_once(
     jobs = experiment.folder / JOBS
     try:
         jobs.mkdir(exist_ok=True)
+        end_orphans(jobs)
         number = _reserve(jobs)
     except OSError as error:
         raise EngineError(f"{jobs} cannot be written: {error.strerror}") from error
@@ -55,12 +57,13 @@ def run_once(
     output = jobs / f"{number}.out"
     command = [*experiment.command, str(job_file)]
     if experiment.resource == "passive":
-        echo(f"run this, then type the result: {shlex.join(command)}\n")
+        echo(f"run this, then type the result: {joined(command)}\n")
         _write(output, f"{MARK}{ask('result: ')}\n")
         ended = Ended(0)
     else:
         ended = _run(command, experiment, jobs / str(number), echo)
-    result = result_in(output.read_text(encoding="utf-8", errors="replace").splitlines())
+    with output.open(encoding="utf-8", errors="replace") as lines:
+        result = result_in(lines)
     status = judge(ended, result)
     if status.startswith("failed: the result is not finite"):
         result = None
@@ -86,16 +89,16 @@ def _run(
     started = time.monotonic()
     try:
         while (ended := script.poll()) is None:
-            for line in script.lines():
-                echo(line)
             if timeout is not None and time.monotonic() - started > timeout:
                 script.stop()
-                ended = Ended(None, f"it did not end within {timeout:g} s")
-                break
-            script.wait()
-        else:
-            if ended.error is not None:
-                raise EngineError(f"{command[0]}: {ended.error}")
+                _tell(script, echo)
+                return Ended(None, f"it did not end within {timeout:g} s")
+            if not _tell(script, echo):
+                script.wait()
+        if ended.error is not None:
+            raise EngineError(f"{command[0]}: {ended.error}")
+        while _tell(script, echo):
+            pass
         for line in script.lines(rest=True):
             echo(line)
         return ended
@@ -105,6 +108,14 @@ def _run(
     finally:
         script.close()
         exit_file.unlink(missing_ok=True)  # its number is in the record
+
+
+def _tell(script: Script, echo: Callable[[str], object]) -> bool:
+    """Pass some lines on that the script has printed; return whether there were any."""
+    lines = script.lines()
+    for line in lines:
+        echo(line)
+    return bool(lines)
 
 
 def _reserve(jobs: Path) -> int:

@@ -1,4 +1,4 @@
-"""One script that runs: started under a guard, read while it prints, stopped with all it started.
+"""A script as a process: started under a guard, read while it prints, stopped with all it started.
 
 The script writes to its output file itself. So nothing is lost when the runner is killed, and a
 process that the script left behind keeps nobody waiting.
@@ -14,9 +14,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.errors import EngineError
+from engine.experiment import system
+from engine.experiment.orphans import end_orphan, process_file
+from engine.files.job import mark_in
 
 _GUARD = Path(__file__).with_name("guard.py")
 #: The code of a guard that could not write the exit file.
@@ -25,6 +28,8 @@ _UNWRITTEN = 3
 GRACE = 5.0
 #: Seconds between two looks at a script that runs.
 PAUSE = 0.03
+#: Bytes of output that are read at a time: a script may print faster than anything reads it.
+_BYTES = 1 << 20
 
 
 class Ended(NamedTuple):
@@ -62,18 +67,20 @@ class Script:
     ) -> None:
         self.command = tuple(command)
         self._exit_file = exit_file
-        start = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), str(exit_file)]
-        start += [str(folder), str(GRACE), *command]
+        self._mark = mark_in(environment)
+        start = [sys.executable, "-I", "-S", str(_GUARD), str(exit_file)]
+        start += [str(process_file(exit_file)), str(folder), str(GRACE)]
+        start += [system.psutil_folder(), self._mark]
         exit_file.unlink(missing_ok=True)
         try:
             with output.open("wb") as log:
                 self._guard = subprocess.Popen(
-                    start,
+                    [*start, *command],
                     env=dict(environment),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # the script is ended when this is closed
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    **_out_of_reach(),
                 )
             self._log = output.open("rb")
         except OSError as error:
@@ -87,7 +94,10 @@ class Script:
             return None
         if code == _UNWRITTEN:
             return Ended(None, f"its exit code cannot be kept in {self._exit_file}")
-        return read_exit(self._exit_file) or Ended(code if code < 0 else -signal.SIGTERM)
+        if (ended := read_exit(self._exit_file)) is not None:
+            return ended
+        end_orphan(self._exit_file, self._mark)  # the guard was killed
+        return Ended(code if code < 0 else -signal.SIGTERM)
 
     def wait(self, seconds: float = PAUSE) -> None:
         """Wait until the script ends, at most so long."""
@@ -95,33 +105,41 @@ class Script:
             self._guard.wait(timeout=seconds)
 
     def lines(self, *, rest: bool = False) -> list[str]:
-        """Return the complete lines printed since the last call; ``rest``: an unfinished one, too.
+        """Return complete lines printed since the last call; ``rest``: all, an unfinished one, too.
 
-        Bytes that are not UTF-8 are replaced.
+        Bytes that are not UTF-8 are replaced, and lines end in a newline on every system.
         """
-        text = self._partial + self._log.read()
+        text = self._partial + self._log.read(-1 if rest else _BYTES)
         complete, self._partial = (text, b"") if rest else _at_last_newline(text)
-        return complete.decode("utf-8", errors="replace").splitlines(keepends=True)
+        lines = complete.decode("utf-8", errors="replace").replace("\r\n", "\n")
+        return lines.splitlines(keepends=True)
 
     def terminate(self) -> None:
         """Ask the script to end, politely; :meth:`stop` waits until it has."""
-        if self._guard.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._guard.terminate()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
 
     def stop(self) -> None:
         """End the script and all that it started, politely first; wait until that is done."""
         self.terminate()
-        if self._guard.poll() is None:
-            try:
-                self._guard.wait(timeout=2 * GRACE)
-            except subprocess.TimeoutExpired:
-                self._guard.kill()
-                self._guard.wait()
+        try:
+            self._guard.wait(timeout=2 * GRACE)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        self.poll()
 
     def close(self) -> None:
-        """Let go of the output file."""
+        """Let go of the output file, and of the script if it still runs."""
+        self.terminate()
         self._log.close()
+
+
+def _out_of_reach() -> dict[str, Any]:
+    """Return the arguments of Popen for a process that a terminal's Ctrl-C does not reach."""
+    if hasattr(os, "setsid"):
+        return {"start_new_session": True}
+    return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
 
 
 def read_exit(path: Path) -> Ended | None:
@@ -148,7 +166,8 @@ def environment_of(
     """
     path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if resource == "cpu" else {}
-    base = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": os.pathsep.join(path)}
+    base = {**system.printing(), **os.environ, "PYTHONUNBUFFERED": "1"}
+    base["PATH"] = os.pathsep.join(path)
     return {**base, **hidden, **job, **extra}
 
 

@@ -13,7 +13,9 @@ from engine import config
 from engine.config import Document, Search, Settings
 from engine.config.check import without_flags
 from engine.config.plain import escape
-from engine.errors import ConfigError, Problem, nearest
+from engine.errors import ConfigError, EngineError, Problem, nearest
+from engine.experiment import system
+from engine.user_code.shadow import shadow
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NEEDS = (
@@ -35,6 +37,7 @@ class Experiment(NamedTuple):
         search: what is searched; None for a one-time experiment.
         data: the whole file.
         source: the file's name, for messages.
+        notes: what a person should know and what is no mistake.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Experiment(NamedTuple):
     search: Search | None
     data: Mapping[str, Any]
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -88,7 +92,8 @@ def read_experiment(
         settings = search.settings if search is not None else config.check(document)
     except ConfigError as error:
         problems += error.problems
-    command, folder = _runs(document, problems)
+    notes: list[str] = []
+    command, folder = _runs(document, problems, notes)
     if problems or settings is None:
         raise ConfigError(sorted(problems, key=lambda each: each.line or 0), document.source)
     section = data["compression"] if search is not None else without_flags(data["compression"])
@@ -102,10 +107,11 @@ def read_experiment(
         search,
         data,
         document.source,
+        tuple(notes),
     )
 
 
-def _runs(document: Document, problems: list[Problem]) -> tuple[list[str], Path]:
+def _runs(document: Document, problems: list[Problem], notes: list[str]) -> tuple[list[str], Path]:
     """Return what is run and where; what is wrong with that is added to ``problems``.
 
     What has been found before in one of these keys is not told again.
@@ -126,12 +132,16 @@ def _runs(document: Document, problems: list[Problem]) -> tuple[list[str], Path]
             message = f"the folder {folder} cannot be written"
             problems.append(document.problem(message, "/workingdir"))
         elif "script" in data and "/script" not in told:
-            command = _command(document, folder, problems)
+            command = _command(document, folder, problems, notes)
     arguments = data.get("resource_args", {})
     named = not isinstance(arguments, dict) or arguments.get("nodes")
     if data.get("resource") == "node" and not named:
         needs = 'resource_args: {nodes: ["user@host"]}'
         problems.append(document.problem("node needs the names of machines", "/resource", needs))
+    if data.get("resource") == "node" and system.windows():
+        message = "Windows runs nothing on other machines: node needs a POSIX shell and ssh here"
+        allowed = "cpu, gpu and passive run on this machine, as does node under WSL"
+        problems.append(document.problem(message, "/resource", allowed))
     if not any(pointer.startswith("/runtime_args") for pointer in told):
         _check_environment(document, problems)
     return command, folder
@@ -148,10 +158,12 @@ def _check_environment(document: Document, problems: list[Problem]) -> None:
             problems.append(document.problem("the value holds a NUL character", pointer))
 
 
-def _command(document: Document, folder: Path, problems: list[Problem]) -> list[str]:
+def _command(
+    document: Document, folder: Path, problems: list[Problem], notes: list[str]
+) -> list[str]:
     data = document.data
     try:
-        words = shlex.split(data["script"])
+        words = system.split(data["script"])
     except ValueError as error:
         problems.append(document.problem(f"the script cannot be read: {error}", "/script"))
         return []
@@ -175,4 +187,22 @@ def _command(document: Document, folder: Path, problems: list[Problem]) -> list[
     elif not os.access(script, os.X_OK):
         fix = f"chmod +x {shlex.quote(str(script))}"
         problems.append(document.problem(f"the script {words[0]} may not be run", "/script", fix))
-    return [str(script), *words[1:]]
+    else:
+        return [*_start(document, script, problems, notes), *words[1:]]
+    return []
+
+
+def _start(
+    document: Document, script: Path, problems: list[Problem], notes: list[str]
+) -> list[str]:
+    """Return the words that start a script; what keeps it from working is added to ``problems``."""
+    hidden = shadow(script)
+    if hidden is not None and hidden.harmless:
+        notes.append(f"{hidden.message}; {script.name} does not import it")
+    elif hidden is not None:
+        problems.append(document.problem(hidden.message, "/script", hidden.fix))
+    try:
+        return [*system.program_of(script), str(script)]
+    except EngineError as error:
+        problems.append(document.problem(str(error), "/script"))
+        return []

@@ -35,7 +35,7 @@ from engine.export.integer_graph import (
 from engine.export.selecting import keeps_values
 from engine.quantization.observers import MinMax
 from engine.quantization.scheme import Scheme
-from engine.user_code.batches import call_with_batch
+from engine.user_code.batches import batches_in, call_with_batch
 
 _SCHEME = Scheme(8)
 #: Of the range that batches show: a step of 7 bits, which is what 8 symmetric ones have for values
@@ -54,12 +54,9 @@ def complete(module: fx.GraphModule, batches: Iterable[Any]) -> int:
     Raises:
         ExportError: there are no batches, the graph does not take them, or a tensor is not finite.
     """
-    if not isinstance(batches, Iterable):
-        raise ExportError(
-            f"batches is {type(batches).__name__}\n  it needs a list of batches, or a loader"
-        )
+    given = batches_in(batches, "the export", ExportError)
     needed = tensors_needed(module.graph)
-    ranges = _observe(module, needed, batches)
+    ranges = _observe(module, needed, given)
     observed = 0
     for node in needed:
         low, high = ranges[node]
@@ -147,19 +144,15 @@ def _observe(
         with graph.inserting_after(node):
             watches[node] = name, graph.call_module(name, (node,))
     module.recompile()
-    count = 0
     try:
         for batch in batches:
             _run(module, batch)
-            count += 1
     finally:
         found = {node: module.get_submodule(name) for node, (name, _) in watches.items()}
         for name, call in watches.values():
             graph.erase_node(call)
             module.delete_submodule(name)
         module.recompile()
-    if not count:
-        raise ExportError("batches holds no batch\n  it needs at least one, or leave it out")
     return {node: _range(watch) for node, watch in found.items()}
 
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from engine.attach.computed import Stage, is_computed
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
-from engine.export.mask_files import masks_of
 from engine.export.onnx_file import example_of, export_onnx, require_onnx, write_program
 from engine.export.packed_file import packed_weights, save_quantized
 from engine.files import PathLike, save_tensors, write_whole
+from engine.pruning.mask_files import masks_of
 
 if TYPE_CHECKING:
-    from engine.export.placement import Placement
     from engine.pruning.pruner import Pruner
+    from engine.quantization.placement import Placement
     from engine.quantization.quantizer import Quantizer
 
 
@@ -71,7 +71,9 @@ def export_quantized(
     if onnx_path is not None:
         placements = _export_integers(quantizer, onnx_path, input_shape, device, batches)
     if calibration_path is not None:
-        write_whole(calibration_path, lambda temporary: temporary.write_text(text))
+        write_whole(
+            calibration_path, lambda temporary: temporary.write_text(text, encoding="utf-8")
+        )
     save_quantized(model_path, packed, rest)
     return placements
 

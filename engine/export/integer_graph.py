@@ -20,7 +20,7 @@ _OPS: Any = torch.ops.quantized_decomposed
 _ATEN: Any = torch.ops.aten
 QUANTIZE = _OPS.quantize_per_tensor.default
 DEQUANTIZE = _OPS.dequantize_per_tensor.default
-_DEQUANTIZES = {DEQUANTIZE, _OPS.dequantize_per_channel.default}
+DEQUANTIZES = {DEQUANTIZE, _OPS.dequantize_per_channel.default}
 
 ADD = _ATEN.add.Tensor
 _CAT = _ATEN.cat.default
@@ -44,7 +44,7 @@ def is_dequantize(node: object) -> bool:
 
 def is_integer_weight(node: object) -> bool:
     """Return whether ``node`` is a parameter or buffer that comes from integers."""
-    if not isinstance(node, fx.Node) or node.target not in _DEQUANTIZES:
+    if not isinstance(node, fx.Node) or node.target not in DEQUANTIZES:
         return False
     stored = node.args[0]
     return isinstance(stored, fx.Node) and stored.op == "get_attr"

@@ -3,8 +3,7 @@
 Each quantized weight is an int8 parameter under its own name that is dequantized when it is read;
 each quantized activation passes a pair of quantize and dequantize. Both are PyTorch's
 ``quantized_decomposed`` operators with scales as plain numbers: one graph then serves
-``torch.export``, ONNX and compilers, and none of them sees how a quantizer found its grids. Batch
-norms that can be folded are: an integer convolution has no place for one.
+``torch.export``, ONNX and compilers, and none of them sees how a quantizer found its grids.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ from engine.attach.computed import Stage, compute_weight, is_computed, plain_wei
 from engine.attach.wrapper import Wrapper
 from engine.errors import ExportError
 from engine.export.integer_weight import IntegerWeight, integer_weight
-from engine.quantization.batch_norm import channel_factor, fold_into_bias, norm_pairs
 from engine.quantization.fake_quant_call import OnInput, OnOutput, drop_copied
 from engine.quantization.form import AffineForm
 from engine.quantization.layer_grids import begun
 from engine.quantization.quant_types import QuantType, quant_types_of
-from engine.quantization.scheme import channel_axis
 
 if TYPE_CHECKING:
     from engine.quantization.quantizer import Quantizer
@@ -109,7 +106,6 @@ def integer_copy(quantizer: Quantizer) -> nn.Module:
         if any(is_computed(module, stage) for stage in Stage)
     }
     names = {module: name for name, module in model.named_modules()}
-    pairs = {names[layer]: names[norm] for layer, norm in norm_pairs(model).items()}
     copied = copy.deepcopy(model)
     drop_copied(copied)
     layers = dict(copied.named_modules())
@@ -121,56 +117,31 @@ def integer_copy(quantizer: Quantizer) -> nn.Module:
         layer = layers[wrapper.name]
         _float32_only(layer, wrapper.name)
         kinds = quant_types_of(wrapper)
-        norm = _folded_norm(wrapper, pairs, layers)
         if QuantType.WEIGHT in kinds:
             if not is_computed(wrapper.module, Stage.QUANTIZE):
                 raise ExportError("call compress() before a quantized model is exported")
-            _hold_integers(quantizer, wrapper, layer, norm)
-            if norm is not None:
-                parent, _, own = pairs[wrapper.name].rpartition(".")
-                layers[parent]._modules[own] = identity = nn.Identity()
-                layers[pairs[wrapper.name]] = identity
+            _hold_integers(quantizer, wrapper, layer)
         if QuantType.INPUT in kinds:
             rounding = _rounding(quantizer, wrapper, QuantType.INPUT)
             layer.register_forward_pre_hook(OnInput(rounding), with_kwargs=True)  # type: ignore[arg-type]
         if QuantType.OUTPUT in kinds:
             rounding = _rounding(quantizer, wrapper, QuantType.OUTPUT)
-            behind = layer if norm is None else layers[pairs[wrapper.name]]
+            # Where the quantizer has folded a batch norm into the layer, its output is the layer's.
+            norm = getattr(wrapper.grids.get("weight"), "norm", None)
+            behind = layer if norm is None else layers[names[norm]]
             behind.register_forward_hook(OnOutput([rounding]))  # type: ignore[list-item]
     return copied.eval()
 
 
-def _folded_norm(
-    wrapper: Wrapper, pairs: dict[str, str], layers: dict[str, nn.Module]
-) -> nn.Module | None:
-    """Return the copy's batch norm that is folded into the layer, if there is one.
-
-    One that reads a quantized output cannot be: rounding stands between the two.
-    """
-    name = pairs.get(wrapper.name)
-    kinds = quant_types_of(wrapper)
-    grid_folds = getattr(wrapper.grids.get("weight"), "norm", None) is not None
-    between = QuantType.OUTPUT in kinds and not grid_folds
-    if name is None or QuantType.WEIGHT not in kinds or between:
-        return None
-    return layers[name]
-
-
-def _hold_integers(
-    quantizer: Quantizer, wrapper: Wrapper, layer: nn.Module, norm: nn.Module | None
-) -> None:
-    """Put integers in the place of the layer's weight, and the norm into them and its bias."""
+def _hold_integers(quantizer: Quantizer, wrapper: Wrapper, layer: nn.Module) -> None:
+    """Put integers in the place of the layer's weight."""
     with begun(wrapper):
         form = quantizer.affine_form(wrapper, QuantType.WEIGHT)
         value = _weight(wrapper.module)
-    factor = None if norm is None else channel_factor(norm)
     try:
-        weight = integer_weight(value, form, factor, channel_axis(wrapper.module))
+        weight = integer_weight(value, form)
     except ExportError as error:
         raise ExportError(f'the weight of layer "{wrapper.name}": {error}') from error
-    if norm is not None:
-        bias = fold_into_bias(layer, norm)
-        layer._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
     values = weight.values.to(value.device)
     layer._parameters["weight"] = nn.Parameter(values, requires_grad=False)
     compute_weight(layer, Stage.QUANTIZE, _Dequantize(layer, weight))

@@ -19,8 +19,9 @@ from engine.export.integer_bias import quantize_biases
 from engine.export.integer_graph import make_explicit
 from engine.export.integer_layers import integer_copy
 from engine.export.integer_norm import fold_norms
-from engine.export.placement import Placement, placements
+from engine.export.placement import placements
 from engine.export.selecting import drop_whole_slices, splits_as_slices
+from engine.quantization.placement import Placement
 
 if TYPE_CHECKING:
     from engine.quantization.quantizer import Quantizer

@@ -43,7 +43,7 @@ class IntegerWeight(NamedTuple):
 
 
 def integer_weight(
-    weight: Tensor, form: AffineForm, factor: Tensor | None, channel_axis: int
+    weight: Tensor, form: AffineForm, factor: Tensor | None = None, channel_axis: int = 0
 ) -> IntegerWeight:
     """Return ``factor * weight`` on integers: ``factor`` changes scales, never integers.
 
@@ -57,7 +57,7 @@ def integer_weight(
         form: the grid that its values lie on.
         factor: what the batch norm behind the layer multiplies each channel with, (channels,), or
             None.
-        channel_axis: the axis of the weight's output channels.
+        channel_axis: the axis of the weight's output channels, which ``factor`` is along.
 
     Raises:
         ExportError: values that are not on the grid, or integers of more than 8 bits.

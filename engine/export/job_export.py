@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from engine.errors import ExportError
-from engine.export.mask_files import masks_of
 from engine.export.onnx_file import export_onnx
 from engine.files import PathLike, save_tensors
 from engine.files.job import model_folder
+from engine.pruning.mask_files import masks_of
 
 if TYPE_CHECKING:
     from engine.pruning.pruner import Pruner

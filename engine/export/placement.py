@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,6 +16,14 @@ from engine.export.integer_graph import (
     joined,
     last_of_kernel,
     writes_integers,
+)
+from engine.quantization.placement import (
+    FLOAT_INPUT,
+    FLOAT_OUTPUT,
+    FLOAT_READER,
+    FLOAT_TERM,
+    SEVERAL_GRIDS,
+    Placement,
 )
 
 _ATEN: Any = torch.ops.aten
@@ -34,34 +42,6 @@ _RECURRENT = {
     _ATEN.rnn_tanh.input,
     _ATEN.rnn_relu.input,
 }
-_FLOAT_INPUT = "the input is not quantized"
-_FLOAT_TERM = "an input is not quantized"
-_FLOAT_OUTPUT = "the output is not quantized"
-_FLOAT_READER = "the output is also read in float"
-_SEVERAL_GRIDS = "its readers have different grids"
-_LACKS_GRIDS = {_FLOAT_INPUT, _FLOAT_TERM, _FLOAT_OUTPUT, _FLOAT_READER, _SEVERAL_GRIDS}
-
-
-class Placement(NamedTuple):
-    """One operator of an exported model.
-
-    Attributes:
-        layer: the dotted name of the module that calls it, ``""`` for the model's own forward.
-        operator: "convolution", "linear", "add", "product" (of matrices, also in attention) or
-            "recurrent".
-        integer: whether all that an integer kernel needs is in the file.
-        reason: why not; "" where it is.
-    """
-
-    layer: str
-    operator: str
-    integer: bool
-    reason: str
-
-    @property
-    def lacks_grids(self) -> bool:
-        """Whether an integer kernel exists and lacks grids, which sample batches can give."""
-        return self.reason in _LACKS_GRIDS
 
 
 def placements(graph: fx.Graph) -> list[Placement]:
@@ -79,7 +59,7 @@ def placements(graph: fx.Graph) -> list[Placement]:
             found.append(Placement(_layer(node), "linear", not reason, reason))
         elif node.target is ADD and all(part is not None for part in joined(node)):
             floats = [part for part in joined(node) if not is_dequantize(part)]
-            reason = _FLOAT_TERM if floats else _output(node)
+            reason = FLOAT_TERM if floats else _output(node)
             found.append(Placement(_layer(node), "add", not reason, reason))
         elif node.target in _PRODUCTS:
             reason = "only products of layers have integer kernels"
@@ -95,7 +75,7 @@ def _weighted(node: fx.Node) -> str:
     if not is_integer_weight(weight):
         plain = isinstance(weight, fx.Node) and weight.op == "get_attr"
         return "the weight is not quantized" if plain else "scales of groups have no kernel"
-    return "" if is_dequantize(source) else _FLOAT_INPUT
+    return "" if is_dequantize(source) else FLOAT_INPUT
 
 
 def _output(node: fx.Node) -> str:
@@ -103,8 +83,8 @@ def _output(node: fx.Node) -> str:
     if not writes_integers(node):
         grids = sum(map(is_quantize, last.users))
         if grids > 1:
-            return _SEVERAL_GRIDS
-        return _FLOAT_READER if grids else _FLOAT_OUTPUT
+            return SEVERAL_GRIDS
+        return FLOAT_READER if grids else FLOAT_OUTPUT
     bias = inputs_of(node)[2] if node.target in CONVOLUTIONS else None
     floats = isinstance(bias, fx.Node) and bias.op == "get_attr"
     return "the bias does not fit into 32 bits" if floats else ""

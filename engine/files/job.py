@@ -6,6 +6,7 @@ Without a runner there are none: files go where the script says.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from engine.errors import ExportError
@@ -18,6 +19,16 @@ _SAVE = "ENGINE_SAVE_MODEL"
 def environment(models: Path, report: Path, *, save_model: bool) -> dict[str, str]:
     """Return the variables for a script whose models belong into ``models``."""
     return {_MODELS: str(models), _REPORT: str(report), _SAVE: "1" if save_model else ""}
+
+
+def mark(report: Path | str) -> str:
+    """Return the setting by which the processes of a job are known, whoever started them."""
+    return f"{_REPORT}={report}"
+
+
+def mark_in(variables: Mapping[str, str]) -> str:
+    """Return the setting by which processes with this environment are known; empty: by none."""
+    return mark(variables[_REPORT]) if _REPORT in variables else ""
 
 
 def model_folder(inside: str | os.PathLike[str] | None = None) -> Path | None:

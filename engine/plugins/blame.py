@@ -11,6 +11,7 @@ import torch
 
 from engine.errors import EngineError, PluginError
 from engine.plugins import registry
+from engine.plugins.parameters import fault_in
 from engine.plugins.registry import OWN_DISTRIBUTION
 
 #: Errors that are nobody's fault, or say whose they are: they pass as they are.
@@ -61,8 +62,10 @@ def at_fault(
     )
 
 
-def failure(plugin: object, hook: str, layer: Any, error: BaseException) -> PluginError:
+def failure(plugin: object, hook: str, layer: Any, error: BaseException) -> EngineError:
     """Return the error that says who failed; ``error`` is its cause.
+
+    It is no plugin's fault where a parameter was sharded or taken away after ``compress()``.
 
     Args:
         plugin: the object whose hook it was.
@@ -70,6 +73,9 @@ def failure(plugin: object, hook: str, layer: Any, error: BaseException) -> Plug
         layer: the wrapper that the hook was called for, or None.
         error: what was raised.
     """
+    for known in getattr(plugin, "wrappers", ()) if layer is None else (layer,):
+        if fault := fault_in(known):
+            return EngineError(f"{describe(plugin)}: {fault}")
     where = f' for layer "{layer.name}" ({layer.type})' if layer is not None else ""
     lines = [f"{named(plugin)} failed in {hook}{where}: {type(error).__name__}: {error}"]
     frames = traceback.extract_tb(error.__traceback__)
@@ -143,7 +149,7 @@ class Blaming:
             self._verify(result, self._plugin, *args)
         return result
 
-    def failure(self, args: tuple[Any, ...], error: BaseException) -> PluginError:
+    def failure(self, args: tuple[Any, ...], error: BaseException) -> EngineError:
         """Return the error for ``error``, raised by a call with ``args``."""
         layer = None if self._layer is None else args[self._layer]
         return failure(self._plugin, self._hook, layer, error)

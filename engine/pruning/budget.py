@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.pruning.bound import Group
+from engine.pruning.costs.count import count_flops_params
 
 if TYPE_CHECKING:
     from engine.speedup import Block
@@ -32,8 +33,6 @@ def prices(
     """
     flops: dict[str, float] = {}
     if unit == "flops":
-        from engine.analysis import count_flops_params
-
         counted = count_flops_params(model, args, kwargs)
         flops = {layer.name: layer.flops for layer in counted.layers}
     seen: set[int] = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from engine.attach.undisturbed import undisturbed
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
 from engine.pruning.patches import LayerCall, input_of, weighted_sums
-from engine.user_code.batches import Forward, call_or_explain
+from engine.user_code.batches import Forward, batches_in, call_or_explain
 
 #: One of so many parts of the inputs is kept apart, to see how well the others were fitted.
 _PARTS = 4
@@ -79,7 +79,7 @@ class Reconstruction:
         damping: float | None = None,
     ) -> None:
         _check(model, points, damping)
-        self._batches = _listed(batches)
+        self._batches = list(batches_in(batches, "a reconstruction"))
         self._model = model
         self._forward = forward or call_or_explain
         self._points = points
@@ -220,12 +220,3 @@ def _check(model: nn.Module, points: Any, damping: Any) -> None:
         )
     if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
         raise EngineError("the model has lazy layers without weights: run it once before")
-
-
-def _listed(batches: Iterable[Any]) -> list[Any]:
-    wrong = not isinstance(batches, Iterable) or isinstance(batches, Mapping)
-    listed = [] if wrong else list(batches)
-    if not listed:
-        got = f"got {type(batches).__name__}" if wrong else "got none"
-        raise EngineError(f"a reconstruction needs batches, a list of them or a loader, and {got}")
-    return listed

@@ -5,21 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine import speedup
 from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.pruning.mask_holder import MaskHolder
 from engine.pruning.masking import MaskedWeight
-
-if TYPE_CHECKING:
-    from engine.pruning.pruner import Pruner
 
 
 def smaller(
-    pruner: Pruner,
+    pruner: MaskHolder,
     dummy_input: Any,
     kwargs: Mapping[str, Any] | None,
     *,
@@ -59,7 +57,7 @@ def smaller(
     return result
 
 
-def _rules(pruner: Pruner) -> dict[Any, Any]:
+def _rules(pruner: MaskHolder) -> dict[Any, Any]:
     """Return what the plugins of the stack say of their own operators and modules."""
     assert pruner._stack is not None
     ask = pruner._stack.resolve("speedup_rules")
@@ -71,7 +69,7 @@ def _rules(pruner: Pruner) -> dict[Any, Any]:
 
 
 @contextmanager
-def _restored_on_error(pruner: Pruner) -> Iterator[None]:
+def _restored_on_error(pruner: MaskHolder) -> Iterator[None]:
     """Give layers their masked weights for what is inside; after an error all is as it was."""
     soft = [w for w in pruner.wrappers if is_computed(w.module, Stage.MASK)]
     changed = [p for p in pruner.bound_model.parameters() if p.dim() == 1]

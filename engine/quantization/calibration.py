@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from engine.attach.wrapper import Wrapper
 from engine.errors import EngineError
 from engine.quantization.observers import Observer
-from engine.user_code.batches import Forward, call_or_explain
-
-
-def _require_iterable(batches: object) -> None:
-    if not isinstance(batches, Iterable):
-        raise EngineError(
-            f"calibration got {type(batches).__name__} in place of batches\n"
-            "  it needs a list of batches, or a loader"
-        )
+from engine.user_code.batches import Forward, batches_in, call_or_explain
 
 
 @torch.no_grad()
@@ -39,22 +31,17 @@ def run_batches(model: nn.Module, batches: Iterable[Any], forward: Forward | Non
             is passed on).
     """
     call = call_or_explain if forward is None else forward
-    _require_iterable(batches)
+    given = batches_in(batches, "calibration")
     training = [module for module in model.modules() if module.training]
     count = 0
     try:
         model.eval()
-        for batch in batches:
+        for batch in given:
             call(model, batch)
             count += 1
     finally:
         for module in training:
             module.training = True
-    if not count:
-        raise EngineError(
-            "calibration got no batches\n"
-            "  it needs at least one: a list of batches, or a loader that is not used up"
-        )
     return count
 
 
@@ -95,8 +82,7 @@ class Calibration:
             EngineError: there are no batches, an activation is not finite, or one is never reached;
                 no range is changed.
         """
-        _require_iterable(batches)
-        run_batches(model, self._counted(batches), forward)
+        run_batches(model, self._counted(batches_in(batches, "calibration")), forward)
         for observer in self._observers.values():
             observer.synchronize()
         unseen = [f'{k} of layer "{w.name}"' for (w, k), o in self._observers.items() if not o.seen]

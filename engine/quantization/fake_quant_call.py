@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from engine.plugins.blame import PASSING, at_fault, failure
 from engine.plugins.stack import Stack
 from engine.quantization.quant_types import QuantType, bits_of
 from engine.quantization.uniform import straight_through
-
-if TYPE_CHECKING:
-    from engine.quantization.quantizer import Quantizer
 
 
 class QuantGrad(torch.autograd.Function):
@@ -72,6 +69,14 @@ class _GradientHook(torch.autograd.Function):
         return ctx.call.backward(tensor, grads[0]), None
 
 
+class Differentiates(Protocol):
+    """A quantizer, of which a call needs to know how to differentiate."""
+
+    @property
+    def quant_grad(self) -> type[QuantGrad] | None:
+        """The gradient; None where the quantize methods are differentiable themselves."""
+
+
 class FakeQuantCall:
     """One kind of quantization on one layer, its hooks resolved; lives inside the model.
 
@@ -84,7 +89,7 @@ class FakeQuantCall:
     is_copy = False
 
     def __init__(
-        self, quantizer: Quantizer, stack: Stack, wrapper: Wrapper, quant_type: QuantType
+        self, quantizer: Differentiates, stack: Stack, wrapper: Wrapper, quant_type: QuantType
     ) -> None:
         self.wrapper = wrapper
         self.quant_type = quant_type

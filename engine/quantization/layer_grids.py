@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ def keep_grid(
     wrapper: Wrapper, quant_type: QuantType, scheme: Scheme, norm: nn.Module | None = None
 ) -> Grid:
     """Give ``wrapper`` the grid of ``quant_type`` and return it; see :class:`Grid`."""
-    grid = wrapper.grids[quant_type.key] = Grid(wrapper, quant_type, scheme, norm)
+    grid = _grids(wrapper)[quant_type.key] = Grid(wrapper, quant_type, scheme, norm)
     return grid
 
 
@@ -31,7 +32,7 @@ def average_ranges(wrappers: Sequence[Wrapper]) -> None:
     """
     if not is_distributed():
         return
-    grids = [grid for w in wrappers for key, grid in w.grids.items() if key != "weight"]
+    grids = [grid for w in wrappers for key, grid in _grids(w).items() if key != "weight"]
     if not grids:
         return
     ranges = torch.stack([getattr(grid.wrapper, f"{grid.key}_range") for grid in grids])
@@ -47,7 +48,7 @@ def update_waits(wrappers: Sequence[Wrapper]) -> bool:
     """Let grids begin whose delay is over, and others wait; return whether any waits."""
     waits = False
     for wrapper in wrappers:
-        for grid in wrapper.grids.values():
+        for grid in _grids(wrapper).values():
             grid.waits = grid.delay.steps < grid.start
             waits = waits or grid.waits
     return waits
@@ -56,7 +57,7 @@ def update_waits(wrappers: Sequence[Wrapper]) -> bool:
 @contextmanager
 def begun(wrapper: Wrapper) -> Iterator[None]:
     """Within, the layer is quantized also where a delay is not over yet."""
-    waiting = [grid for grid in wrapper.grids.values() if grid.waits]
+    waiting = [grid for grid in _grids(wrapper).values() if grid.waits]
     try:
         for grid in waiting:
             grid.waits = False
@@ -64,3 +65,8 @@ def begun(wrapper: Wrapper) -> Iterator[None]:
     finally:
         for grid in waiting:
             grid.waits = True
+
+
+def _grids(wrapper: Wrapper) -> dict[str, Grid]:
+    """Return the grids of a layer by the name of their tensor, as what they are."""
+    return cast("dict[str, Grid]", wrapper.grids)

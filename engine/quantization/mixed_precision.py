@@ -13,7 +13,7 @@ from engine.attach.selection import select_layers
 from engine.errors import EngineError
 from engine.quantization.affine import fake_quantize
 from engine.quantization.scheme import Scheme, channel_axis
-from engine.user_code.batches import Forward, call_with_batch
+from engine.user_code.batches import Forward, batches_in, call_with_batch
 
 #: So many of the partial choices that no other beats are kept; fewer lose nothing.
 _KEPT = 4096
@@ -188,9 +188,7 @@ def _by_score(model: nn.Module, evaluate: Callable[[nn.Module], float]) -> Calla
 def _by_output(
     model: nn.Module, batches: Iterable[Any] | None, forward: Forward | None
 ) -> Callable[[], float]:
-    kept = list(batches or ())
-    if not kept:
-        raise EngineError("batches are empty: at least one is needed to compare outputs on")
+    kept = list(batches_in(batches, "a comparison of outputs"))
     call = call_with_batch if forward is None else forward
     training = [module for module in model.modules() if module.training]
     model.eval()

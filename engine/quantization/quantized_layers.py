@@ -5,7 +5,8 @@ Weights become computed ones; inputs, outputs and gradients are quantized in for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -14,11 +15,8 @@ from engine.attach.wrapper import Wrapper
 from engine.errors import PluginError
 from engine.plugins.stack import Stack, describe
 from engine.pruning.masking import MASKED_BY, MaskedWeight
-from engine.quantization.fake_quant_call import FakeQuantCall, OnInput, OnOutput
+from engine.quantization.fake_quant_call import Differentiates, FakeQuantCall, OnInput, OnOutput
 from engine.quantization.quant_types import QuantType, quant_types_of
-
-if TYPE_CHECKING:
-    from engine.quantization.quantizer import Quantizer
 
 
 class QuantizedLayers:
@@ -32,13 +30,13 @@ class QuantizedLayers:
         self.computed: list[nn.Module] = []
         self._handles: list[Any] = []
 
-    def attach(self, quantizer: Quantizer, stack: Stack) -> None:
-        """Let ``quantizer`` quantize what the wrappers' configurations name.
+    def attach(self, quantizer: Differentiates, wrappers: Iterable[Wrapper], stack: Stack) -> None:
+        """Let ``quantizer`` quantize what the configurations of its wrappers name.
 
         Raises:
             PluginError: a layer's weight is quantized by another quantizer already.
         """
-        for wrapper in quantizer.wrappers:
+        for wrapper in wrappers:
             module = wrapper.module
             calls = {
                 kind: FakeQuantCall(quantizer, stack, wrapper, kind)
@@ -68,7 +66,9 @@ class QuantizedLayers:
         self._handles.clear()
         self.computed.clear()
 
-    def _compute_weight(self, quantizer: Quantizer, wrapper: Wrapper, call: FakeQuantCall) -> None:
+    def _compute_weight(
+        self, quantizer: Differentiates, wrapper: Wrapper, call: FakeQuantCall
+    ) -> None:
         module = wrapper.module
         if is_computed(module, Stage.QUANTIZE):
             raise PluginError(

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from engine import export
 from engine.attach.compressor import Compressor
+from engine.attach.door import exports
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, Problem, nearest
+from engine.files import PathLike
 from engine.plugins.blame import at_fault
 from engine.plugins.stack import Stack, describe, placeholder
 from engine.quantization.fake_quant_call import QuantGrad as QuantGrad
 from engine.quantization.fake_quant_call import drop_copied
 from engine.quantization.form import AffineForm, kept_form
 from engine.quantization.layer_grids import begun
+from engine.quantization.placement import Placement
 from engine.quantization.quant_types import QuantType as QuantType
 from engine.quantization.quant_types import bits_of as bits_of
 from engine.quantization.quant_types import of_type as of_type
 from engine.quantization.quant_types import quant_types_of as quant_types_of
 from engine.quantization.quantized_layers import QuantizedLayers
-
-if TYPE_CHECKING:
-    from engine.export.placement import Placement
 
 
 class Quantizer(Compressor):
@@ -115,14 +114,14 @@ class Quantizer(Compressor):
 
     def export_model(
         self,
-        model_path: export.PathLike,
-        calibration_path: export.PathLike | None = None,
-        onnx_path: export.PathLike | None = None,
+        model_path: PathLike,
+        calibration_path: PathLike | None = None,
+        onnx_path: PathLike | None = None,
         input_shape: list[int] | tuple[int, ...] | None = None,
         device: str | torch.device | None = None,
         *,
         batches: Iterable[Any] | None = None,
-        folder_name: export.PathLike | None = None,
+        folder_name: PathLike | None = None,
     ) -> list[Placement]:
         """Write the quantized weights as packed integers, ranges as JSON, and a QDQ ONNX.
 
@@ -153,16 +152,20 @@ class Quantizer(Compressor):
                 form or a range or with more than 8 bits in an ONNX file, or a file that cannot be
                 written.
         """
+        export = exports()
         model, ranges, onnx = export.placed(folder_name, model_path, calibration_path, onnx_path)
-        return export.export_quantized(self, model, ranges, onnx, input_shape, device, batches)
+        written: list[Placement] = export.export_quantized(
+            self, model, ranges, onnx, input_shape, device, batches
+        )
+        return written
 
-    def load_calibration(self, path: export.PathLike) -> None:
+    def load_calibration(self, path: PathLike) -> None:
         """Give activations the ranges of a file that ``export_model`` wrote, all or none.
 
         Raises:
             CheckpointError: the file is damaged or of another configuration; nothing is changed.
         """
-        export.load_calibration(self, path)
+        exports().load_calibration(self, path)
 
     def affine_form(self, wrapper: Wrapper, quant_type: QuantType) -> AffineForm:
         """Return scale, zero point and integers of one tensor of a layer: what is exported.
@@ -202,7 +205,7 @@ class Quantizer(Compressor):
 
     def _attach(self, stack: Stack) -> None:
         drop_copied(self.bound_model)
-        self._layers.attach(self, stack)
+        self._layers.attach(self, self.wrappers, stack)
 
     def _detach(self) -> None:
         self._layers.detach()

@@ -3,10 +3,10 @@
 from engine.speedup.constants import drop_constants
 from engine.speedup.groups import Block, Member, Slice, channel_blocks
 from engine.speedup.recipe import is_smaller, load_compressed, save_compressed
-from engine.speedup.records import Rule
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rules import RuleLike
 from engine.speedup.shrink import SpeedupError, speedup
+from engine.speedup.trace import Rule
 
 __all__ = [
     "Block",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from engine.speedup.tags import Owner
 from engine.speedup.tracked import Tracked
 
-if TYPE_CHECKING:
-    from engine.speedup.tracer import Tracer
-
-#: A rule looks at one finished call and returns what propagates need from outputs to inputs.
+#: Propagates need from the outputs of a call to its inputs.
 Back = Callable[[], None]
-Rule = Callable[["Tracer", Any, Sequence[Any], Mapping[str, Any], Any], Back | None]
 
 
 class Call(NamedTuple):

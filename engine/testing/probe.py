@@ -1,6 +1,6 @@
 """The process behind ``apart.py``: it forks a child for each line of JSON that it is given.
 
-The child answers with a line:
+Where it cannot fork, it answers the first one itself and ends. The child answers with a line:
 
 - ``{"module": name}``: import it, and answer what that changed in the process, which modules it
   loaded, and how much CPU time it took beside the time that importing torch took.
@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 #: What a plugin may import freely: it is there in any case.
 _COMMON = (
@@ -34,7 +34,12 @@ _COMMON = (
     "engine.export",
 )
 #: A child that takes longer is ended.
-_SECONDS = 120
+SECONDS = 120
+
+
+def forks() -> bool:
+    """Return whether children are forked; else the process answers one request and ends."""
+    return hasattr(os, "fork") and sys.platform != "darwin"
 
 
 def main() -> None:
@@ -46,20 +51,27 @@ def main() -> None:
         module = importlib.import_module(name)
         for public in getattr(module, "__all__", ()):
             getattr(module, public)
+    if not forks():
+        _end_with(os.dup(1), sys.stdin.readline(), seconds)
     for line in sys.stdin:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(reading)
-            signal.alarm(_SECONDS)
-            answer = _answer(json.loads(line))
-            os.write(writing, json.dumps({**answer, "torch": seconds}).encode())
-            os._exit(0)  # without tidying up: what was tried may have left anything behind
+            signal.alarm(SECONDS)
+            _end_with(writing, line, seconds)
         os.close(writing)
         with os.fdopen(reading, "rb") as stream:
             sys.stdout.write(stream.read().decode() + "\n")
             sys.stdout.flush()
         os.waitpid(child, 0)
+
+
+def _end_with(writing: int, line: str, seconds: float) -> NoReturn:
+    """Write the answer to a request and end."""
+    answer = _answer(json.loads(line))
+    os.write(writing, json.dumps({**answer, "torch": seconds}).encode())
+    os._exit(0)  # without tidying up: what was tried may have left anything behind
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +88,7 @@ def _call(request: dict[str, Any]) -> dict[str, Any]:
     module, _, name = request["call"].partition(":")
     function = getattr(importlib.import_module(module), name)
     registry.refresh()
-    with open(os.devnull, "w") as sink:
+    with open(os.devnull, "wb") as sink:
         os.dup2(sink.fileno(), 1)
     try:
         function(Subject(registry.find(request["plugin"], request["group"])))
@@ -90,7 +102,7 @@ def _call(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _import(name: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)
         with open("output", "w+b") as output:
             os.dup2(output.fileno(), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,40 @@ from engine.errors import EngineError
 
 #: Calls a model with a batch, where what a batch usually is does not hold.
 Forward = Callable[[nn.Module, Any], object]
+
+
+def batches_in(
+    batches: object, purpose: str, error: type[EngineError] = EngineError
+) -> Iterator[Any]:
+    """Return what a person gave as batches, one by one.
+
+    Args:
+        batches: a list of batches, a loader, or whatever else can be gone through.
+        purpose: what they are for, the subject of a message: ``"calibration"``.
+        error: what is raised.
+
+    Raises:
+        EngineError: at once where ``batches`` cannot be gone through, or is one batch of keywords;
+            at the end where there were none.
+    """
+    if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, str)):
+        raise error(
+            f"{purpose} got {type(batches).__name__} in place of batches\n"
+            "  it needs a list of batches, or a loader"
+        )
+    return _at_least_one(batches, purpose, error)
+
+
+def _at_least_one(batches: Iterable[Any], purpose: str, error: type[EngineError]) -> Iterator[Any]:
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise error(
+            f"{purpose} got no batches\n"
+            "  it needs at least one: a list of batches, or a loader that is not used up"
+        )
 
 
 def call_with_batch(model: nn.Module, batch: Any) -> object:

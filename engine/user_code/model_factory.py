@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, nearest
+from engine.user_code.shadow import clash
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,12 @@ def build(target: str, where: str = "--model") -> nn.Module:
         raise EngineError(f'{where} needs module:factory, such as my_net:build, got "{target}"')
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    both = clash(module_name)
+    if both is not None:
+        raise EngineError(
+            f"{where}: {module_name} imports engine, and {both.file} and this package are both "
+            f"called that\n  rename {both.file.name}"
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

@@ -1,13 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
+from fakes import site  # noqa: F401
 
 from engine import cli
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-
-from fakes import site  # noqa: F401
 
 
 @pytest.fixture

@@ -94,3 +94,12 @@ def test_the_module_runs_as_the_command(tmp_path):
         [sys.executable, "-m", "engine", "--version"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "engine 0.1.0\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed):
+    command = f'"$0" -m engine list-algorithms {closed}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -82,6 +82,16 @@ def test_a_script_that_hangs_is_ended_at_its_timeout(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "jobs" / "0.result.json").read_text())["status"] == outcome.status
 
 
+def test_a_flood_of_output_does_not_outrun_the_timeout(tmp_path: Path) -> None:
+    code = "while True: sys.stdout.write('x' * 99 + '\\n')\n"
+    file = experiment(tmp_path, code, resource_args={"timeout": 1})
+    seen: list[str] = []
+    outcome = run_once(read_experiment(file), echo=seen.append)
+    assert outcome.status == "failed: it did not end within 1 s"
+    assert outcome.seconds < 10
+    assert len(seen) > 1000
+
+
 def test_arguments_of_the_script_come_before_the_file(tmp_path: Path) -> None:
     file = experiment(tmp_path, "print(sys.argv[1:3])\n" + REPORT, script="train.py --epochs '1 0'")
     assert "['--epochs', '1 0']" in run_once(read_experiment(file)).output.read_text()

@@ -19,8 +19,11 @@ def script(folder: Path, code: str) -> Script:
 
 
 def gone(process: int) -> bool:
-    state = Path(f"/proc/{process}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the latter while it is being read
+        return True
+    return state.rpartition(")")[2].split()[0] == "Z"
 
 
 def end_of(running: Script) -> Ended:
@@ -68,6 +71,44 @@ def test_a_guard_that_is_killed_takes_the_script_along(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not (tmp_path / "exit").exists()
+
+
+def test_without_psutil_a_guard_that_is_killed_takes_the_group_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.experiment.system.psutil_folder", lambda: "")
+    test_a_guard_that_is_killed_takes_the_script_along(tmp_path)
+
+
+def test_a_runner_that_lets_go_of_the_pipe_has_ended_the_script(tmp_path: Path) -> None:
+    """That is what the system does with a runner that is killed."""
+    running = script(tmp_path, "print(os.getpid(), flush=True)\ntime.sleep(60)")
+    process = int(printed(running))
+    assert (tmp_path / "exit.process").exists()
+    running.terminate()
+    assert end_of(running) == Ended(-signal.SIGTERM)
+    assert gone(process)
+    assert not (tmp_path / "exit.process").exists()
+
+
+def test_a_script_that_ended_by_itself_before_its_runner_did_has_its_exit_code(
+    tmp_path: Path,
+) -> None:
+    running = script(tmp_path, "print(os.getpid(), flush=True)\nos._exit(0)")
+    process = int(printed(running))
+    while not gone(process):
+        time.sleep(0.001)
+    running.terminate()
+    assert end_of(running) == Ended(0)
+
+
+def test_a_script_that_prints_without_end_is_read_bit_by_bit(tmp_path: Path) -> None:
+    running = script(tmp_path, "print(('x' * 99 + '\\n') * 50_000)")
+    while running.poll() is None:
+        running.wait(0.05)
+    assert len(running.lines()) < 11_000
+    assert len(running.lines(rest=True)) > 39_000
+    running.close()
 
 
 def test_a_script_that_is_stopped_may_tidy_up(tmp_path: Path) -> None:

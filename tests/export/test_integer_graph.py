@@ -195,11 +195,11 @@ def test_transposed_convolutions_and_groups_are_said_to_be_float():
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "batches holds no batch"),
+        ([], "the export got no batches"),
         ([torch.randn(2, 5)], r"a batch \(\[2, 5\]\) does not go through the exported model"),
         ([torch.full((2, 3, 6, 6), torch.nan)], "a batch holds NaN or infinity"),
         (["text"], r"a batch \(str\) does not go through"),
-        (3, "batches is int\n  it needs a list of batches, or a loader"),
+        (3, "the export got int in place of batches"),
     ],
 )
 def test_batches_that_are_of_no_use_are_refused(batches, message):

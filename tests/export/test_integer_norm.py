@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from integers import program_of, quantized
 from torch import nn
 
+import engine
 from engine.export.integer_program import integer_program
 
 
@@ -133,3 +134,19 @@ def test_a_norm_behind_a_linear_layer_of_two_dimensions_is_folded():
     assert not [name for name in targets(exported) if "batch_norm" in name]
     output = exported.program.module()(x)
     torch.testing.assert_close(output, model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["per_channel_symmetric", "per_tensor_affine"])
+@pytest.mark.parametrize(("groups", "folded"), [(1, True), (2, False)])
+def test_a_norm_behind_a_transposed_convolution_is_folded_where_channels_are_one_axis(
+    weights, groups, folded
+):
+    layers = nn.Sequential(nn.ConvTranspose2d(3 * groups, 4, 3, groups=groups), nn.BatchNorm2d(4))
+    model, x = trained(layers).eval(), torch.randn(4, 3 * groups, 5, 5)
+    config = [{"op_types": ["ConvTranspose2d"], "quant_types": ["weight"], "quant_bits": 8}]
+    config[0]["quant_scheme"] = weights
+    quantizer = engine.create_compressor(model, {"compressor": "ptq", "config_list": config})
+    quantizer.compress()
+    exported = integer_program(quantizer, x)
+    assert any("batch_norm" in name for name in targets(exported)) is not folded
+    torch.testing.assert_close(exported.program.module()(x), model(x), rtol=1e-4, atol=1e-4)

@@ -206,7 +206,7 @@ def test_installing_while_running_needs_a_refresh(site):
 def test_listing_imports_no_heavy_library(site):
     code = (
         "import sys\n"
-        "from engine import registry\n"
+        "from engine.plugins import registry\n"
         "assert all(p.status == 'ok' for p in registry.algorithms())\n"
         "registry.find('AGP_Pruner')\n"
         "bad = {'torch', 'pluggy', 'jsonschema', 'yaml', 'importlib_metadata'}\n"

@@ -112,15 +112,15 @@ def test_what_is_not_finite_is_named():
 @pytest.mark.parametrize(
     ("model", "given", "message"),
     [
-        (ConvNet(), {"batches": []}, "needs batches"),
+        (ConvNet(), {"batches": []}, "a reconstruction got no batches"),
         (nn.Sequential(nn.ReLU()), {"batches": batches()}, "no convolution or linear layer ran"),
         (ConvNet(), {"batches": batches(), "points": 0}, "points >= 1"),
         (ConvNet(), {"batches": batches(), "points": 2.5}, "got 2.5 and None"),
         (ConvNet(), {"batches": batches(), "damping": 0.0}, "damping > 0"),
         (ConvNet(), {"batches": batches(), "damping": float("inf")}, "finite damping"),
         (ConvNet(), {"batches": batches(), "damping": "1"}, "damping > 0"),
-        (ConvNet(), {"batches": {"x": images()}}, "needs batches, .*, and got dict"),
-        (ConvNet(), {"batches": None}, "needs batches, .*, and got NoneType"),
+        (ConvNet(), {"batches": {"x": images()}}, "a reconstruction got dict in place of batches"),
+        (ConvNet(), {"batches": None}, "a reconstruction got NoneType in place of batches"),
         (
             ConvNet(),
             {"batches": images()},

@@ -199,7 +199,7 @@ X = [torch.randn(3, 16)]
         ({"batches": X, "budget": math.nan}, "cannot be met"),
         ({"budget": 0.2}, "give either evaluate, a function of the model, or batches"),
         ({"evaluate": len, "batches": X, "budget": 0.2}, "give either evaluate"),
-        ({"batches": [], "budget": 0.2}, "batches are empty"),
+        ({"batches": [], "budget": 0.2}, "a comparison of outputs got no batches"),
         ({"batches": X, "budget": 0.2, "bits": (8, 1)}, r"bits are \[8, 1\]; needed: whole"),
         ({"batches": X, "budget": 0.2, "bits": ()}, r"bits are \[\]"),
         ({"batches": X, "budget": 0.2, "bits": (4.0,)}, r"bits are \[4.0\]"),

@@ -49,6 +49,6 @@ def alive(process: int) -> bool:
     """Return whether a process runs; one that has ended and that nobody asked for does not."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter while it is being read
         return False
     return state != "Z"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from engine.errors import EngineError
-from engine.experiment import Experiment
+from engine.experiment import Experiment, system
 from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.search.folder import JobFiles
 from engine.experiment.search.nodes import Nodes
@@ -103,7 +102,7 @@ class Local:
 
 def threads(n_parallel: int) -> dict[str, str]:
     """Return the thread limits for each of ``n_parallel`` scripts on this machine's cores."""
-    share = str(max(1, len(os.sched_getaffinity(0)) // n_parallel))
+    share = str(max(1, system.cores() // n_parallel))
     return {"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
 
 
@@ -112,10 +111,13 @@ def _gpus(devices: Sequence[int] | None, n_parallel: int) -> list[str]:
         found = [str(device) for device in devices]
     else:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        cards = Path("/proc/driver/nvidia/gpus")
-        count = len(list(cards.iterdir())) if cards.is_dir() else 0
-        found = [str(i) for i in range(count)] if visible is None else visible.split(",")
+        found = system.gpus() if visible is None else visible.split(",")
         found = [name.strip() for name in found if name.strip()]
+    if not found and system.macos():
+        raise EngineError(
+            "macOS has no GPUs of NVIDIA's, which the resource gpu is about\n"
+            "  with the resource cpu a script may use mps all the same"
+        )
     if len(found) < n_parallel:
         raise EngineError(
             f"n_parallel is {n_parallel}, and there {'is' if len(found) == 1 else 'are'} "

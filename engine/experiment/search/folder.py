@@ -69,31 +69,28 @@ class Folder:
         Raises:
             EngineError: another runner has it, or it cannot be written.
         """
-        import fcntl
+        from filelock import FileLock, Timeout
 
+        owner = self.root / "owner.txt"  # Windows lets nobody read a file that is locked
+        lock = FileLock(self.root / "owner.lock", timeout=0)
         try:
             (self.root / "jobs").mkdir(parents=True, exist_ok=True)
-            lock = open(self.root / "owner.lock", "a+", encoding="utf-8")  # noqa: SIM115
+            lock.acquire()
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except Timeout:
+            name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise EngineError(
+                f"{self.root} is in use by {name}\n"
+                "  an experiment has one runner; to run more trials at a time, give it a "
+                "larger n_parallel"
+            ) from None
         except OSError as error:
+            lock.release()
             raise EngineError(f"cannot write {self.root}: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                owner = lock.read().strip() or "another process"
-                raise EngineError(
-                    f"{self.root} is in use by {owner}\n"
-                    "  an experiment has one runner; to run more trials at a time, give it a "
-                    "larger n_parallel"
-                ) from None
-            try:
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-                lock.flush()
-            except OSError as error:
-                raise EngineError(f"cannot write {self.root}: {error.strerror}") from error
+        try:
             yield
+        finally:
+            lock.release()
 
     def begin(self, experiment: Experiment, plan: Plan, *, shared: bool = False) -> None:
         """Keep the experiment as it is begun, or check that it is the one that was.

@@ -54,8 +54,8 @@ class Nodes:
             host,
             ["/bin/sh", "-c", _here(host, folder, below, self._there(below, job, beside), job)],
             self._experiment.folder,
-            # By this setting the next runner finds an ssh whose guard was killed, too.
-            environment_of("node", {}, {"ENGINE_REPORT_FILE": str(job.report)}),
+            # By its mark the next runner finds an ssh whose guard was killed, too.
+            environment_of("node", {}, environment(job.models, job.report, save_model=False)),
             job.output,
             job.exit,
         )
@@ -110,7 +110,8 @@ def _threads(beside: int) -> str:
     if beside == 1:
         return ""
     return (
-        f"n=$(nproc 2>/dev/null || echo 1); n=$((n / {beside})); [ $n -gt 0 ] || n=1\n"
+        f"n=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)\n"
+        f"n=$((n / {beside})); [ $n -gt 0 ] || n=1\n"
         "export OMP_NUM_THREADS=$n MKL_NUM_THREADS=$n\n"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 
 from engine.errors import EngineError
@@ -10,6 +9,7 @@ from engine.experiment import Experiment
 from engine.experiment.process import Ended
 from engine.experiment.protocol import MARK, result_of
 from engine.experiment.search.folder import JobFiles
+from engine.experiment.system import joined
 from engine.files import write_whole
 
 
@@ -25,7 +25,7 @@ class Person:
 
     def start(self, place: str, job: JobFiles) -> _Typed:
         """Say what to run, and ask for the result until one is given; nothing: it failed."""
-        command = shlex.join([*self._experiment.command, str(job.config)])
+        command = joined([*self._experiment.command, str(job.config)])
         self._say(f"run this, then type the result, or nothing if it failed: {command}")
         while True:
             try:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import os
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from engine.experiment.orphans import alive, process_file
 from engine.experiment.process import GRACE, PAUSE, Ended, read_exit
 from engine.experiment.search.folder import Folder, JobFiles
 from engine.experiment.search.study import (
@@ -22,6 +19,7 @@ from engine.experiment.search.study import (
     continued,
     is_shared,
 )
+from engine.files.job import mark
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -105,23 +103,16 @@ def end_leftovers(jobs: Iterable[JobFiles]) -> None:
     """Wait for processes of these trials to end, and kill those that do not.
 
     Scripts end with their runner, within their guard's time of grace. Should the guard have been
-    killed together with the runner, what its script had started is left. Such processes are known
-    by their environment: the trial's report file. Only on Linux.
+    killed together with the runner, what its script had started is left.
     """
-    wanted = {f"ENGINE_REPORT_FILE={job.report}".encode() for job in jobs}
+    listed = list(jobs)
+    marks, exits = [mark(job.report) for job in listed], [job.exit for job in listed]
     deadline = time.monotonic() + GRACE + 1
-    while wanted and (found := list(_processes(wanted))):
+    while listed and (found := alive(exits, marks)):
         if time.monotonic() > deadline:
-            for process in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            from engine.experiment import family
+
+            family.kill(found)
         time.sleep(PAUSE)
-
-
-def _processes(wanted: set[bytes]) -> Iterator[int]:
-    """Yield the processes with one of these settings in their environment."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            # Of a process that has ended and that nobody has asked for this is empty.
-            if not wanted.isdisjoint((entry / "environ").read_bytes().split(b"\0")):
-                yield int(entry.name)
+    for each in exits:
+        process_file(each).unlink(missing_ok=True)

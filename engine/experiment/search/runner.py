@@ -23,6 +23,7 @@ from engine.experiment.search.plan import Plan, expand
 from engine.experiment.search.storage import errors_told
 from engine.experiment.search.study import require_optuna
 from engine.experiment.search.trial import RunningTrial
+from engine.experiment.system import require_psutil
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -73,6 +74,7 @@ class Runner:
     ) -> None:
         assert experiment.search is not None, "a one-time experiment has nothing to search"
         require_optuna()  # before anything is written
+        require_psutil()
         self.experiment = experiment
         self.search = experiment.search
         self.folder = Folder.of(experiment)

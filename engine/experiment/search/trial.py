@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
@@ -77,7 +77,7 @@ class RunningTrial:
         A trial that takes too long, or that early stopping gives up, is ended here.
         """
         ended = self._running.poll()
-        for line in self._running.lines(rest=ended is not None):
+        for line in self._printed(over=ended is not None):
             numbers = result_of(line)
             if numbers is not None and self._report(numbers) and ended is None:
                 return self._end(STOPPED)
@@ -90,6 +90,11 @@ class RunningTrial:
         if self._timeout is not None and self.seconds > self._timeout:
             return self._end(f"failed: it did not end within {self._timeout:g} s")
         return None
+
+    def _printed(self, *, over: bool) -> Iterator[str]:
+        while over and (lines := self._running.lines()):
+            yield from lines
+        yield from self._running.lines(rest=over)
 
     def wait(self, seconds: float) -> None:
         """Wait until the script ends, at most so long."""
@@ -124,9 +129,9 @@ def results_in(job: JobFiles) -> list[float] | None:
         EngineError: the output cannot be read.
     """
     try:
-        text = job.output.read_text(encoding="utf-8", errors="replace")
+        with job.output.open(encoding="utf-8", errors="replace") as lines:
+            return result_in(lines)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise EngineError(f"{job.output} cannot be read: {error.strerror}") from error
-    return result_in(text.splitlines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -12,10 +12,8 @@ from engine import speedup
 from engine.errors import ConfigError, Problem
 from engine.pruning import FilterPruner, bound_groups
 from engine.pruning.automatic.cost import Unit
+from engine.pruning.automatic.planned import PlannedPruner
 from engine.pruning.pruner import Pruner
-
-if TYPE_CHECKING:
-    from engine.pruning.automatic.pruner import AutomaticPruner
 
 
 def removes_filters(base: Pruner) -> bool:
@@ -25,7 +23,7 @@ def removes_filters(base: Pruner) -> bool:
 
 
 def find_units(
-    pruner: AutomaticPruner, example: tuple[Any, Mapping[str, Any] | None] | None
+    pruner: PlannedPruner, example: tuple[Any, Mapping[str, Any] | None] | None
 ) -> list[Unit]:
     """Return what gets a sparsity of its own, in the model's order.
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from engine.errors import ConfigError, Problem
 from engine.plugins.blame import describe
 from engine.pruning.automatic.layers import removes_filters
+from engine.pruning.automatic.planned import PlannedPruner
 from engine.user_code.functions import UserCode
 
-if TYPE_CHECKING:
-    from engine.pruning.automatic.pruner import AutomaticPruner
 
-
-def checked_user_code(pruner: AutomaticPruner) -> UserCode:
+def checked_user_code(pruner: PlannedPruner) -> UserCode:
     """Return the user's functions.
 
     Raises:

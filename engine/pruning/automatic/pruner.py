@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from engine.analysis.progress import fingerprint
 from engine.attach.compressor import Compressor
-from engine.attach.wrapper import Wrapper
-from engine.hookspecs import hookimpl
 from engine.plugins.stack import placeholder
 from engine.pruning import Reconstruction
-from engine.pruning.automatic.cost import Cost, Unit
+from engine.pruning.automatic.cost import Cost
 from engine.pruning.automatic.fitting import fit
 from engine.pruning.automatic.journal import Journal, Trial
 from engine.pruning.automatic.layers import find_units, removes_filters, smaller_copy
 from engine.pruning.automatic.needs import checked_user_code
+from engine.pruning.automatic.planned import Plan, PlannedPruner
 from engine.pruning.automatic.results import config_list, trials_table, write_results
 from engine.pruning.automatic.snapshot import Attempt, Snapshot
 from engine.pruning.automatic.trial_masks import TrialMasks
-from engine.pruning.schedule import Schedule
+from engine.pruning.costs.latency import compare_latency
 from engine.user_code.example import arguments_of
-
-#: Sparsity by the name of a unit, or of a layer.
-Plan = Mapping[str, float]
+from engine.user_code.fingerprint import fingerprint
 
 
-class AutomaticPruner(Schedule):
+class AutomaticPruner(PlannedPruner):
     """Base of pruners that search, around any pruner that says which weights or filters go.
 
     ``compress()`` runs the search. A subclass implements :meth:`search`, which tries plans with
@@ -40,48 +36,12 @@ class AutomaticPruner(Schedule):
     (additions, groups, ...) are one unit with one sparsity, so that what is masked is what speedup
     removes. Layers whose filters cannot go, such as the last one, are left alone then.
 
-    Args:
-        model: the user's model, trained.
-        config_list: as for any pruner. ``sparsity`` is the fraction of the whole, the same in all
-            entries.
-        optimizer: the optimizer that ``trainer`` uses.
-        evaluator: ``evaluator(model)`` returns a number that says how good the model is.
-        trainer: ``trainer(model, optimizer, epoch)`` trains for one epoch.
-        reconstruction_batches: inputs on which the layers of each candidate are fitted to the
-            dense model's before it is trained or evaluated, see
-            :class:`engine.pruning.Reconstruction`.
-        **arguments: as for any schedule; ``dummy_input`` for layers bound together, and for
-            budgets other than weights.
+    Arguments are those of :class:`PlannedPruner`: ``evaluator``, ``trainer`` and
+    ``reconstruction_batches`` beside any schedule's.
     """
 
-    base_argument = "base_algo"
-    #: Whether a search needs these from its user.
-    needs_evaluator = True
-    needs_trainer = False
-
-    budget: str = "weights"
-    optimize_mode: str = "maximize"
-    max_layer_sparsity: float = 0.95
-    experiment_data_dir: str | None = None
-    verbose: bool = True
-    random_seed: int = 0
-    fine_tune_epochs: int | None = None
-
-    def __init__(
-        self,
-        *args: Any,
-        evaluator: Any = None,
-        trainer: Any = None,
-        reconstruction_batches: Iterable[Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.evaluator = evaluator
-        self.trainer = trainer
-        self.reconstruction_batches = reconstruction_batches
-        #: The sparsity of each layer; those that are not in it lose nothing.
-        self.plan: dict[str, float] = {}
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.units: list[Unit] = []
         self._steps = 0
         self._journal = Journal(None, {})
         self._restored = False
@@ -95,47 +55,9 @@ class AutomaticPruner(Schedule):
         raise NotImplementedError
 
     @property
-    def target(self) -> float:
-        """The fraction of the whole that shall go."""
-        return float(self.wrappers[0].config["sparsity"])
-
-    @property
-    def candidate_epochs(self) -> int:
-        """How long a candidate is trained before it is evaluated, in epochs."""
-        if self.fine_tune_epochs is not None:
-            return self.fine_tune_epochs
-        return 1 if self.trainer is not None else 0
-
-    @property
     def trials(self) -> list[Trial]:
         """What was tried, in order; the model as it was comes first."""
         return list(self._journal.trials)
-
-    def removed(self, plan: Plan) -> float:
-        """Return the fraction of the whole that a plan, by unit, removes."""
-        return self._cost.removed(plan)
-
-    def fit(self, family: Callable[[float], Plan], goal: float) -> dict[str, float]:
-        """Return the weakest plan of a family that removes ``goal``; see :func:`fit`.
-
-        Raises:
-            EngineError: none does.
-        """
-        # A time is measured for each step, and is no more exact than this.
-        steps = {"steps": 7} if self.budget == "latency" else {}
-        return fit(family, self.removed, goal, **steps)
-
-    def better(self, metric: float, than: float) -> bool:
-        """Return whether one value of the evaluator is better than another."""
-        return self.score(metric) > self.score(than)
-
-    def score(self, metric: float) -> float:
-        """Return the metric with the sign that makes larger ones better."""
-        return metric if self.optimize_mode == "maximize" else -metric
-
-    def strongest(self, strength: float = 1.0) -> dict[str, float]:
-        """Return the plan that gives each unit ``strength`` times the most that it may get."""
-        return {unit.name: self.max_layer_sparsity * strength for unit in self.units}
 
     def try_plan(self, plan: Plan, what: str, *, epochs: int = 0, keep: bool = False) -> Attempt:
         """Return how good the model is under a plan; the model is as before afterwards.
@@ -176,15 +98,6 @@ class AutomaticPruner(Schedule):
     def set_plan(self, plan: Plan) -> None:
         """Mask the model by a plan, sparsity by unit. Filters that are gone already stay gone."""
         self._masks.set(self.layers_of(plan))
-
-    def layers_of(self, plan: Plan) -> dict[str, float]:
-        """Return the sparsity by layer of a plan by unit, layers that lose nothing left out."""
-        return {
-            wrapper.name: float(plan[unit.name])
-            for unit in self.units
-            if plan.get(unit.name, 0.0) > 0
-            for wrapper in unit.wrappers
-        }
 
     def masked(self, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         """Return other weights, by layer, as a plan would mask them; the model stays as it is."""
@@ -276,14 +189,6 @@ class AutomaticPruner(Schedule):
         """Return a table of all trials, the best of those that reach the budget marked."""
         return trials_table(self.trials, self.target, self.score)
 
-    @hookimpl(wrapper=True)
-    def sparsity(  # type: ignore[override]
-        self, wrapper: Wrapper, epoch: int
-    ) -> Generator[None, float, float]:
-        """Return the plan's sparsity of the layer."""
-        yield
-        return self.plan.get(wrapper.name, 0.0)
-
     def get_extra_state(self) -> dict[str, Any]:
         """Return the plan and what the subclass keeps."""
         return {"plan": dict(self.plan), "search": self.search_state()}
@@ -351,8 +256,6 @@ class AutomaticPruner(Schedule):
         known = self._journal.measured(key)
         if known is not None:
             return known
-        from engine.analysis import compare_latency
-
         example = arguments_of(self.dummy_input)
         with self._masks.tried(self.layers_of(plan)):
             small = smaller_copy(self.bound_model, *example)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from engine.attach.undisturbed import State
 from engine.pruning.automatic.journal import Trial
-
-if TYPE_CHECKING:
-    from engine.pruning.automatic.pruner import AutomaticPruner
+from engine.pruning.automatic.planned import PlannedPruner
 
 
 class Snapshot:
     """Weights, buffers, masks, the optimizer's state, and what the pruner knows of them."""
 
-    def __init__(self, pruner: AutomaticPruner) -> None:
+    def __init__(self, pruner: PlannedPruner) -> None:
         self._pruner = pruner
         self._model = State(pruner.bound_model, parameters=True)
         optimizer = pruner.optimizer
@@ -70,7 +67,7 @@ class Attempt:
 
 
 @contextmanager
-def restored(pruner: AutomaticPruner) -> Iterator[None]:
+def restored(pruner: PlannedPruner) -> Iterator[None]:
     """Put everything back when what is inside ends."""
     before = Snapshot(pruner)
     try:

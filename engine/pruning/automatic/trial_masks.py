@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engine.plugins.blame import at_fault
+from engine.pruning.automatic.planned import PlannedPruner
 from engine.pruning.automatic.snapshot import restored
-
-if TYPE_CHECKING:
-    from engine.pruning.automatic.pruner import AutomaticPruner
 
 
 class TrialMasks:
@@ -24,7 +21,7 @@ class TrialMasks:
         look: runs the model on data, for pruners that rank by what they see.
     """
 
-    def __init__(self, pruner: AutomaticPruner, look: Callable[[], object]) -> None:
+    def __init__(self, pruner: PlannedPruner, look: Callable[[], object]) -> None:
         self._pruner = pruner
         self._look = look
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import nn
 
 from engine.errors import PluginError, nearest
-from engine.speedup.records import Rule
 from engine.speedup.rules import (
     convolution,
     dims,
@@ -23,6 +22,7 @@ from engine.speedup.rules import (
     reduction,
     views,
 )
+from engine.speedup.trace import Rule
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,

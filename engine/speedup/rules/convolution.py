@@ -8,35 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Fold, Rule
+from engine.speedup.records import Back, Fold
 from engine.speedup.rules.pointwise import uniform, zero_slices
 from engine.speedup.rules.products import meet
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Grouped, Tracked
 
 
 def _convolution(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     x, weight, bias, stride, padding, _, transposed, _, groups = args[:9]
     if x.dim() != weight.dim():
         return None
-    tx, tw = tracer.of(x), tracer.of(weight)
-    tb = tracer.of(bias) if bias is not None else None
+    tx, tw = trace.of(x), trace.of(weight)
+    tb = trace.of(bias) if bias is not None else None
     if not tw.constant and groups > 1:
         return None
-    tracer.pin(tw, "the kernel's size", range(2, weight.dim()))
+    trace.pin(tw, "the kernel's size", range(2, weight.dim()))
     # With a kernel of one each position is computed by itself: they may be features elsewhere.
     alone = {*weight.shape[2:], *stride} == {1} and not any(padding)
     positions = [d for d in range(2, x.dim()) if alone and tx.labels[d] is not None]
-    tracer.pin(
+    trace.pin(
         tx, "a position, not a channel", [d for d in range(x.dim()) if d not in (1, *positions)]
     )
     # (groups, outputs per group, inputs per group), and what a label of the weight stands for.
     inside, outside = (0, 1) if transposed else (1, 0)
     per_in, per_out = x.shape[1] // groups, output.shape[1] // groups
     dead_in = tx.flags(1)
-    if tracer.planning:
+    if trace.planning:
         # What could be masked: nothing is zero yet, as far as it matters.
         nonzero = torch.ones(weight.shape[:2], dtype=torch.bool)
     elif tw.constant:
@@ -54,7 +54,7 @@ def _convolution(
         nonzero = nonzero.view(groups, per_out, per_in)
     lx = tx.labels[1]
     if lx is None and groups == 1:
-        tracer.pin(tw, "the convolution's input is fixed", [inside])
+        trace.pin(tw, "the convolution's input is fixed", [inside])
     made = Tracked(
         output.shape,
         [tx.labels[d] if d in positions else None for d in range(x.dim())],
@@ -66,20 +66,20 @@ def _convolution(
     lo: Tensor | None = tw.labels[outside]
     if groups == 1:
         if lx is not None and tw.labels[inside] is not None:
-            tracer.join(tw, inside, lx)
+            trace.join(tw, inside, lx)
     else:
-        lo = _grouped(tracer, tx, lx, tw, outside, transposed, groups, dead_out)
+        lo = _grouped(trace, tx, lx, tw, outside, transposed, groups, dead_out)
     if lo is not None:
         made.labels[1], made.dead[1] = lo, dead_out
         made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
         if tb is not None:
-            meet(tracer, made, 1, tb, 0, "convolution")
+            meet(trace, made, 1, tb, 0, "convolution")
     elif tb is not None:
-        tracer.pin(tb, "the layer's outputs are fixed")
-    tracer.put(output, made)
+        trace.pin(tb, "the layer's outputs are fixed")
+    trace.put(output, made)
     dead_values = tx.flags(1) & ~zero_slices(x, tx, 1)
     if not tw.constant and lx is not None:
-        tracer.pin_values(lx[dead_values], "a constant that is not zero meets a product")
+        trace.pin_values(lx[dead_values], "a constant that is not zero meets a product")
     elif bool(dead_values.any()) and lx is not None:
         kept = x.detach()[:, dead_values.to(x.device)]
 
@@ -93,10 +93,10 @@ def _convolution(
             return result
 
         values = uniform(x, 1, tx.flags(1))
-        tracer.folds.append(
+        trace.folds.append(
             Fold(
                 *(tx, 1, contribution, 1, tw, inside if groups == 1 else None, values),
-                *(tb, tracer.path),
+                *(tb, trace.path),
             )
         )
 
@@ -116,7 +116,7 @@ def _convolution(
 
 
 def _grouped(
-    tracer: Tracer,
+    trace: Trace,
     tx: Tracked,
     lx: Tensor | None,
     tw: Tracked,
@@ -133,36 +133,36 @@ def _grouped(
     per_out = len(dead_out) // groups
     per_in = tx.shape[1] // groups
     if per_in > 1 and not tw.slots:
-        tracer.pin(tw, "a grouped convolution's weight is computed")
+        trace.pin(tw, "a grouped convolution's weight is computed")
     if tw.grouped is not None or (weight_out := tw.labels[outside]) is None:
-        tracer.pin(tw, "a grouped convolution's weight is used twice")
+        trace.pin(tw, "a grouped convolution's weight is used twice")
         if lx is not None:
-            tracer.labels.pin(lx, "a grouped convolution's weight is used twice")
+            trace.labels.pin(lx, "a grouped convolution's weight is used twice")
         return None
     # One dimension of the weight is shared by the groups: its labels stand for nothing by itself.
-    labels_out = tracer.labels.fresh(len(dead_out)) if transposed else weight_out
+    labels_out = trace.labels.fresh(len(dead_out)) if transposed else weight_out
     tw.grouped = Grouped(groups, lx, labels_out, transposed)
-    tracer.grouped.append((tracer.path, tw))
+    trace.grouped.append((trace.path, tw))
     dead_in = tx.flags(1).view(groups, per_in)
     dead = dead_out.view(groups, per_out)
     by_place, groups_in = labels_out.view(groups, -1), None if lx is None else lx.view(groups, -1)
     whole = int((dead_in.all(dim=1) & dead.all(dim=1)).sum()) * (per_in + per_out)
     paired = groups * (int(dead_in.sum(dim=1).min()) + int(dead.sum(dim=1).min()))
     if groups_in is not None and (per_in == 1 or whole > paired):
-        tracer.labels.unite_rows(torch.cat([groups_in, by_place], 1))
+        trace.labels.unite_rows(torch.cat([groups_in, by_place], 1))
         return labels_out
-    _pair(tracer, by_place, dead)
+    _pair(trace, by_place, dead)
     if groups_in is not None:
-        _pair(tracer, groups_in, dead_in)
+        _pair(trace, groups_in, dead_in)
     return labels_out
 
 
-def _pair(tracer: Tracer, labels: Tensor, dead: Tensor) -> None:
+def _pair(trace: Trace, labels: Tensor, dead: Tensor) -> None:
     """Unite, over the groups (rows), the r-th dead and the r-th living index of each."""
     order = torch.argsort((~dead).to(torch.int8), dim=1, stable=True)
     arranged = labels.gather(1, order)
     for row in arranged[1:]:
-        tracer.labels.unite(arranged[0], row)
+        trace.labels.unite(arranged[0], row)
 
 
 RULES: dict[str, Rule] = {"convolution": _convolution}

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Rule
-from engine.speedup.tracer import Tracer
+from engine.speedup.records import Back
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
 def put_like(
-    tracer: Tracer, tensor: Tensor, of: Tensor, dims: Sequence[int | None]
+    trace: Trace, tensor: Tensor, of: Tensor, dims: Sequence[int | None]
 ) -> tuple[Tracked, Back]:
     """Make an output whose dimension e is the input's ``dims[e]``, index for index."""
-    source = tracer.of(of)
+    source = trace.of(of)
     made = Tracked(
         tensor.shape,
         [None if d is None else source.labels[d] for d in dims],
@@ -25,8 +25,8 @@ def put_like(
         constant=source.constant,
     )
     made.base = source.base or (source if source.slots else None)
-    tracer.put(tensor, made)
-    tracer.aliases.add(tensor, of)
+    trace.put(tensor, made)
+    trace.aliases.add(tensor, of)
 
     def back() -> None:
         if made.used and not made.constant:
@@ -52,7 +52,7 @@ def together(backs: Sequence[Back]) -> Back:
 
 
 def _permute(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     name, rank = func._schema.name.removeprefix("aten::").rstrip("_"), args[0].dim()
     order = list(range(rank))
@@ -63,80 +63,80 @@ def _permute(
         order[a], order[b] = order[b], order[a]
     elif rank == 2:
         order.reverse()
-    return put_like(tracer, output, args[0], order)[1]
+    return put_like(trace, output, args[0], order)[1]
 
 
 def _unsqueeze(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     # In place, the tensor has its new shape by now; what is known of it has the old one.
-    dims: list[int | None] = list(range(len(tracer.of(args[0]).shape)))
+    dims: list[int | None] = list(range(len(trace.of(args[0]).shape)))
     dims.insert(args[1] % output.dim(), None)
-    return put_like(tracer, output, args[0], dims)[1]
+    return put_like(trace, output, args[0], dims)[1]
 
 
 def _expand(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     shift = output.dim() - args[0].dim()
     dims = [
         e - shift if e >= shift and args[0].shape[e - shift] == output.shape[e] else None
         for e in range(output.dim())
     ]
-    made, back = put_like(tracer, output, args[0], dims)
-    source = tracer.of(args[0])
+    made, back = put_like(trace, output, args[0], dims)
+    source = trace.of(args[0])
     for e, d in enumerate(dims):
         # Copies of one slice: as many as are asked for, if the code's number can be changed.
         if d is None and output.shape[e] > 1:
-            labels = tracer.labels.fresh(output.shape[e])
+            labels = trace.labels.fresh(output.shape[e])
             made.labels[e] = labels
             made.dead[e] = torch.full((output.shape[e],), source.constant)
             made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
-            tracer.ask(output.shape[e], labels, e, output.dim())
+            trace.ask(output.shape[e], labels, e, output.dim())
     return back
 
 
 def _select(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
-    source, dim = tracer.of(args[0]), args[1] % args[0].dim()
-    tracer.pin(source, "one index of it is selected", [dim])
-    return put_like(tracer, output, args[0], [d for d in range(args[0].dim()) if d != dim])[1]
+    source, dim = trace.of(args[0]), args[1] % args[0].dim()
+    trace.pin(source, "one index of it is selected", [dim])
+    return put_like(trace, output, args[0], [d for d in range(args[0].dim()) if d != dim])[1]
 
 
 def _unbind(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % args[0].dim()
-    source = tracer.of(args[0])
-    tracer.pin(source, "its indices are taken apart", [dim])
+    source = trace.of(args[0])
+    trace.pin(source, "its indices are taken apart", [dim])
     dims = [d for d in range(args[0].dim()) if d != dim]
-    return together([put_like(tracer, t, args[0], dims)[1] for t in output])
+    return together([put_like(trace, t, args[0], dims)[1] for t in output])
 
 
 def _repeat(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
-    source, times = tracer.of(args[0]), args[1]
+    source, times = trace.of(args[0]), args[1]
     shift = len(times) - args[0].dim()
     if any(times[d + shift] != 1 for d in source.dims()):
         return None
     dims = [e - shift if e >= shift and times[e] == 1 else None for e in range(output.dim())]
-    return put_like(tracer, output, args[0], dims)[1]
+    return put_like(trace, output, args[0], dims)[1]
 
 
 def _unfold(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """Windows along one dimension, which becomes two; the others stay."""
     rank, dim = args[0].dim(), args[1] % args[0].dim()
-    tracer.pin(tracer.of(args[0]), "windows are taken along it", [dim])
+    trace.pin(trace.of(args[0]), "windows are taken along it", [dim])
     dims = [None if d == dim else d for d in range(rank)]
-    return put_like(tracer, output, args[0], [*dims, None])[1]
+    return put_like(trace, output, args[0], [*dims, None])[1]
 
 
 def _complex(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """Real and imaginary part: a last dimension of two comes or goes."""
     shared = min(args[0].dim(), output.dim())
@@ -144,8 +144,8 @@ def _complex(
     if output.dim() > shared:
         dims.append(None)
     else:
-        tracer.pin(tracer.of(args[0]), "it is the two parts of a complex number", [shared])
-    return put_like(tracer, output, args[0], dims)[1]
+        trace.pin(trace.of(args[0]), "it is the two parts of a complex number", [shared])
+    return put_like(trace, output, args[0], dims)[1]
 
 
 _Function = Callable[..., Back | None]

@@ -7,20 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.speedup.records import Back, Rule
-from engine.speedup.tracer import Tracer
+from engine.speedup.records import Back
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
 def _factory(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """All slices are alike: the tensor can be made smaller if the code's sizes can."""
-    labels = [tracer.labels.fresh(n) if n > 1 else None for n in output.shape]
-    tracer.put(output, Tracked(output.shape, labels, constant=True))
+    labels = [trace.labels.fresh(n) if n > 1 else None for n in output.shape]
+    trace.put(output, Tracked(output.shape, labels, constant=True))
     for dim, mine in enumerate(labels):
         if mine is not None:
-            tracer.ask(len(mine), mine, dim, output.dim())
+            trace.ask(len(mine), mine, dim, output.dim())
     return lambda: None
 
 

@@ -8,37 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Rule
+from engine.speedup.records import Back
 from engine.speedup.rules.dims import put_like
 from engine.speedup.rules.places import along
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 _REASON = "it is indexed at fixed places"
 
 
-def _hold(tracer: Tracer, index: Tensor) -> Tracked:
+def _hold(trace: Trace, index: Tensor) -> Tracked:
     """Return what is known of an index, whose values are places and therefore stay."""
-    known = tracer.of(index)
-    tracer.pin(known, "it holds places")
+    known = trace.of(index)
+    trace.pin(known, "it holds places")
     return known
 
 
 def _index_select(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     dim = args[1] % args[0].dim()
-    if not _hold(tracer, args[2]).constant:
+    if not _hold(trace, args[2]).constant:
         return None
-    return along(tracer, output, args[0], dim, args[2].cpu(), _REASON)
+    return along(trace, output, args[0], dim, args[2].cpu(), _REASON)
 
 
 def _index(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """``x[i, :, j]``: indexed dimensions become those of the indices, at the first one's place."""
     x, indices = args[0], list(args[1])
-    known = [_hold(tracer, i) for i in indices if i is not None]
+    known = [_hold(trace, i) for i in indices if i is not None]
     taken: list[int] = []
     place = 0
     for index in indices:
@@ -51,14 +51,14 @@ def _index(
         return None
     if len(known) == 1 and known[0].constant and one.dtype != torch.bool and one.dim() == 1:
         places = torch.where(one < 0, one + x.shape[taken[0]], one).cpu()
-        return along(tracer, output, x, taken[0], places, _REASON)
-    source = tracer.of(x)
-    tracer.pin(source, _REASON, taken)
+        return along(trace, output, x, taken[0], places, _REASON)
+    source = trace.of(x)
+    trace.pin(source, _REASON, taken)
     left = [d for d in range(x.dim()) if d not in taken]
     together = taken == list(range(taken[0], taken[-1] + 1))
     first = taken[0] if together else 0
     dims: list[int | None] = [*left[:first], *[None] * (output.dim() - len(left)), *left[first:]]
-    made, follow = put_like(tracer, output, x, dims)
+    made, follow = put_like(trace, output, x, dims)
     made.constant = source.constant and all(each.constant for each in known)
     if not made.constant and source.constant:
         # Which of the constants it is depends on the input, unless all are zero.
@@ -79,15 +79,15 @@ def _index(
 
 
 def _index_add(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """Slices of one dimension are added or copied to slices of another tensor."""
-    into, source = tracer.of(args[0]), tracer.of(args[3])
+    into, source = trace.of(args[0]), trace.of(args[3])
     dim = args[1] % args[0].dim()
-    known = _hold(tracer, args[2])
+    known = _hold(trace, args[2])
     made = Tracked(output.shape, constant=into.constant and source.constant and known.constant)
     for each in (into, source):
-        tracer.pin(each, _REASON, [dim])
+        trace.pin(each, _REASON, [dim])
     for d in range(output.dim()):
         mine, theirs = into.labels[d], source.labels[d]
         if d == dim or (mine is None and theirs is None):
@@ -95,15 +95,15 @@ def _index_add(
         if mine is None or theirs is None:
             labels = theirs if mine is None else mine
             assert labels is not None
-            tracer.labels.pin(labels, "index_add combines it with a tensor of fixed size")
+            trace.labels.pin(labels, "index_add combines it with a tensor of fixed size")
             continue
-        tracer.labels.unite(mine, theirs)
+        trace.labels.unite(mine, theirs)
         made.labels[d] = mine
         made.need[d] = torch.zeros(output.shape[d], dtype=torch.bool)
         zero = args[3].detach().movedim(d, 0).reshape(output.shape[d], -1)
         silent = source.flags(d) & ((zero == 0).all(dim=1).cpu() | known.constant)
         made.dead[d] = into.flags(d) & silent
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if made.used:

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from engine.speedup.labels import FIXED
-from engine.speedup.records import Back, Rule
-from engine.speedup.tracer import Tracer
+from engine.speedup.records import Back
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
 def _cat(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     tensors = [t for t in args[0] if not (t.dim() == 1 and t.numel() == 0)]
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % output.dim()
-    sources = [tracer.of(t) for t in tensors]
+    sources = [trace.of(t) for t in tensors]
     constant = all(s.constant for s in sources)
     made = Tracked(output.shape, constant=constant)
     for d in range(output.dim()):
@@ -35,13 +35,13 @@ def _cat(
             made.dead[d] = torch.cat([s.flags(d) for s in sources])
         else:
             for part in labelled[1:]:
-                tracer.labels.unite(labelled[0], part)
+                trace.labels.unite(labelled[0], part)
             if len(labelled) < len(parts):
-                tracer.labels.pin(labelled[0], "it is concatenated with a tensor of fixed size")
+                trace.labels.pin(labelled[0], "it is concatenated with a tensor of fixed size")
             made.labels[d] = labelled[0]
             made.dead[d] = torch.stack([s.flags(d) for s in sources]).all(dim=0)
         made.need[d] = torch.zeros(output.shape[d], dtype=torch.bool)
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if not made.used or made.constant:
@@ -61,10 +61,10 @@ def _cat(
 
 
 def _stack(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % output.dim()
-    sources = [tracer.of(t) for t in args[0]]
+    sources = [trace.of(t) for t in args[0]]
     made = Tracked(output.shape, constant=all(s.constant for s in sources))
     for d in range(output.dim() - 1):
         parts = [s.labels[d] for s in sources]
@@ -72,14 +72,14 @@ def _stack(
         if not labelled:
             continue
         for part in labelled[1:]:
-            tracer.labels.unite(labelled[0], part)
+            trace.labels.unite(labelled[0], part)
         if len(labelled) < len(parts):
-            tracer.labels.pin(labelled[0], "it is stacked with a tensor of fixed size")
+            trace.labels.pin(labelled[0], "it is stacked with a tensor of fixed size")
         e = d + (d >= dim)
         made.labels[e] = labelled[0]
         made.dead[e] = torch.stack([s.flags(d) for s in sources]).all(dim=0)
         made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if made.used and not made.constant:

@@ -8,46 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Rule
+from engine.speedup.records import Back
 from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.rules.products import meet
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
 def _attention(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Fused attention over (batch, heads, positions, features)."""
-    q, k, v = (tracer.of(t) for t in args[:3])
+    q, k, v = (trace.of(t) for t in args[:3])
     out = output[0]
     if out.dim() != 4 or k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
         return None
     # Grouped queries: so many heads of the queries read one of the keys and values.
     shared = q.shape[1] // k.shape[1]
     for t in (q, k, v):
-        tracer.pin(t, "a position, not a channel", [0, 2])
+        trace.pin(t, "a position, not a channel", [0, 2])
     heads_of = k.labels[1]
     if shared > 1 and heads_of is not None:
         # A tensor that has each head of the keys as often as it is read.
         repeated = Tracked((q.shape[1],), [heads_of.repeat_interleave(shared)])
-        meet(tracer, q, 1, repeated, 0, "attention")
+        meet(trace, q, 1, repeated, 0, "attention")
     elif shared > 1:
-        tracer.pin(q, "attention combines it with a tensor of fixed size", [1])
+        trace.pin(q, "attention combines it with a tensor of fixed size", [1])
     else:
-        meet(tracer, q, 1, k, 1, "attention")
-    meet(tracer, k, 1, v, 1, "attention")
-    meet(tracer, q, 3, k, 3, "attention")
+        meet(trace, q, 1, k, 1, "attention")
+    meet(trace, k, 1, v, 1, "attention")
+    meet(trace, q, 3, k, 3, "attention")
     given = [t for t in (*args[3:], *kwargs.values()) if isinstance(t, Tensor)]
-    masks = [tracer.of(t) for t in given]
+    masks = [trace.of(t) for t in given]
     for mask in masks:
         heads_at = len(mask.shape) - 3
-        tracer.pin(mask, "a position, not a channel", [d for d in mask.dims() if d != heads_at])
+        trace.pin(mask, "a position, not a channel", [d for d in mask.dims() if d != heads_at])
         if heads_at >= 0 and mask.shape[heads_at] > 1:
-            meet(tracer, q, 1, mask, heads_at, "attention")
+            meet(trace, q, 1, mask, heads_at, "attention")
     if kwargs.get("scale") is None:
         for t in (q, k):
-            tracer.pin(t, "attention is scaled by the number of features", [3])
+            trace.pin(t, "attention is scaled by the number of features", [3])
     made = Tracked(
         out.shape,
         [None, q.labels[1], None, v.labels[3]],
@@ -57,10 +57,10 @@ def _attention(
     for dim in (1, 3):
         if made.labels[dim] is None:
             made.dead[dim] = None
-    tracer.put(out, made)
+    trace.put(out, made)
     for extra in output[1:]:
         if isinstance(extra, Tensor):
-            tracer.put(extra, Tracked(extra.shape))
+            trace.put(extra, Tracked(extra.shape))
 
     def back() -> None:
         if not made.used or made.constant:
@@ -82,25 +82,25 @@ def _attention(
 
 
 def _bilinear(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """x1 (batch, in1), weight (out, in1, in2), x2 (batch, in2) -> (batch, out)."""
-    a, weight, b = (tracer.of(t) for t in args[:3])
+    a, weight, b = (trace.of(t) for t in args[:3])
     if list(map(list, args[3:7])) != [[1, 3], [0], [1, 2], [2, 3]] or not weight.constant:
         return None
-    meet(tracer, a, 1, weight, 1, "bilinear")
-    meet(tracer, b, 1, weight, 2, "bilinear")
+    meet(trace, a, 1, weight, 1, "bilinear")
+    meet(trace, b, 1, weight, 2, "bilinear")
     zero = [zero_slices(args[1], weight, d) for d in range(3)]
     for side, tensor, place in ((a, args[0], 1), (b, args[2], 2)):
         constant = side.flags(1) & ~zero_slices(tensor, side, 1) & ~zero[place]
         labels = side.labels[1]
         if labels is not None:
-            tracer.pin_values(labels[constant], "a constant that is not zero meets a product")
+            trace.pin_values(labels[constant], "a constant that is not zero meets a product")
     made = Tracked(output.shape, constant=a.constant and b.constant)
     if weight.labels[0] is not None:
         made.labels[1], made.dead[1] = weight.labels[0], zero[0] | made.constant
         made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if made.used and not made.constant:
@@ -113,11 +113,11 @@ def _bilinear(
 
 
 def _embedding(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
-    weight, indices = args[0], tracer.of(args[1])
-    tw = tracer.of(weight)
-    tracer.pin(tw, "a row of a table that is looked up", [0])
+    weight, indices = args[0], trace.of(args[1])
+    tw = trace.of(weight)
+    trace.pin(tw, "a row of a table that is looked up", [0])
     rank = output.dim()
     constant = indices.constant and tw.constant
     made = Tracked(output.shape, constant=constant)
@@ -125,7 +125,7 @@ def _embedding(
         made.labels[rank - 1] = tw.labels[1]
         made.dead[rank - 1] = zero_slices(weight, tw, 1) | constant
         made.need[rank - 1] = torch.zeros(output.shape[-1], dtype=torch.bool)
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if made.used:
@@ -136,22 +136,22 @@ def _embedding(
 
 
 def _weight_norm(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """g v / |v| (Salimans and Kingma 2016): a norm does not change when zeros leave it."""
-    v, g, dim = tracer.of(args[0]), tracer.of(args[1]), args[2] if len(args) > 2 else 0
+    v, g, dim = trace.of(args[0]), trace.of(args[1]), args[2] if len(args) > 2 else 0
     if not (v.constant and g.constant):
         return None
     made = Tracked(output[0].shape, v.labels, constant=True)
     v.scaled.add(dim)
-    meet(tracer, v, dim, g, dim, "weight norm")
+    meet(trace, v, dim, g, dim, "weight norm")
     for d in v.dims():
         labels = v.labels[d]
         if d != dim and labels is not None:
             zero = zero_slices(args[0], v, d)
-            tracer.pin_values(labels[~zero], "the weight's norm is over it")
-    tracer.put(output[0], made)
-    tracer.put(output[1], Tracked(output[1].shape, constant=True))
+            trace.pin_values(labels[~zero], "the weight's norm is over it")
+    trace.put(output[0], made)
+    trace.put(output[1], Tracked(output[1].shape, constant=True))
 
     def back() -> None:
         v.used = g.used = made.used

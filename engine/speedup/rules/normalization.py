@@ -8,39 +8,39 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from engine.speedup.records import Back, Rule
-from engine.speedup.tracer import Tracer
+from engine.speedup.records import Back
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
 def _batch_norm(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
-    x = tracer.of(args[0])
-    numbers = [(t, tracer.of(t)) for t in args[1:5] if isinstance(t, Tensor)]
+    x = trace.of(args[0])
+    numbers = [(t, trace.of(t)) for t in args[1:5] if isinstance(t, Tensor)]
     out = output[0]
     labels = x.labels[1]
     dead = x.flags(1).clone()
     weight = args[1]
-    if isinstance(weight, Tensor) and tracer.of(weight).constant:
+    if isinstance(weight, Tensor) and trace.of(weight).constant:
         dead |= (weight == 0).cpu()
     for _, t in numbers:
         if labels is not None and t.labels and t.labels[0] is not None:
-            tracer.join(t, 0, labels)
+            trace.join(t, 0, labels)
         else:
-            tracer.pin(t, "the norm's input is fixed")
+            trace.pin(t, "the norm's input is fixed")
             if labels is not None:
-                tracer.labels.pin(labels, "the norm's numbers are fixed")
+                trace.labels.pin(labels, "the norm's numbers are fixed")
     made = Tracked(
         out.shape,
         x.labels,
         [dead if d == 1 and labels is not None else x.dead[d] for d in range(len(x.shape))],
         constant=x.constant,
     )
-    tracer.put(out, made)
+    trace.put(out, made)
     for extra in tree_leaves(output[1:]):
         if isinstance(extra, Tensor):
-            tracer.put(extra, Tracked(extra.shape, constant=True))
+            trace.put(extra, Tracked(extra.shape, constant=True))
 
     def back() -> None:
         if made.used and not made.constant:
@@ -52,20 +52,20 @@ def _batch_norm(
 
 
 def _whole(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Layer and group norm: the statistics are over what would be removed, so nothing is."""
-    x = tracer.of(args[0])
+    x = trace.of(args[0])
     name = func._schema.name.removeprefix("aten::native_")
     rank = len(x.shape)
     normalized = (
         list(range(rank - len(args[1]), rank)) if name == "layer_norm" else list(range(1, rank))
     )
-    inputs = [tracer.of(t) for t in args if isinstance(t, Tensor)]
+    inputs = [trace.of(t) for t in args if isinstance(t, Tensor)]
     reason = f"{name} takes its statistics over it"
-    tracer.pin(x, reason, normalized)
+    trace.pin(x, reason, normalized)
     for t in inputs[1:]:
-        tracer.pin(t, reason)
+        trace.pin(t, reason)
     out = output[0]
     made = Tracked(
         out.shape,
@@ -73,9 +73,9 @@ def _whole(
         [None if d in normalized or x.labels[d] is None else x.flags(d) for d in range(rank)],
         constant=x.constant,
     )
-    tracer.put(out, made)
+    trace.put(out, made)
     for extra in output[1:]:
-        tracer.put(extra, Tracked(extra.shape, constant=x.constant))
+        trace.put(extra, Tracked(extra.shape, constant=x.constant))
 
     def back() -> None:
         if made.used and not made.constant:
@@ -91,10 +91,10 @@ def _whole(
 
 
 def _along_dimension(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Softmax, cumulative sums and sorting: all of one dimension together."""
-    x = tracer.of(args[0])
+    x = trace.of(args[0])
     rank = len(x.shape)
     names = [argument.name for argument in func._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim", -1)
@@ -109,15 +109,15 @@ def _along_dimension(
             [None if d == dim or x.labels[d] is None else x.flags(d) for d in range(rank)],
             constant=x.constant,
         )
-        tracer.put(tensor, made)
-    outputs = [tracer.of(t) for t in tree_leaves(output)]
+        trace.put(tensor, made)
+    outputs = [trace.of(t) for t in tree_leaves(output)]
 
     def back() -> None:
         for made in outputs:
             if made.used:
                 x.used = True
                 x.want(dim, True)
-                tracer.pin(x, f"{name} is over it", [dim])
+                trace.pin(x, f"{name} is over it", [dim])
                 for d in x.dims():
                     if d != dim:
                         x.want(d, made.flow(d))

@@ -8,34 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Rule
+from engine.speedup.records import Back
 from engine.speedup.rules.places import along
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
 def _im2col(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """(batch, channels, height, width) -> (batch, channels * kernel, positions)."""
-    source = tracer.of(args[0])
-    tracer.pin(source, "a position, not a channel", [0, 2, 3])
+    source = trace.of(args[0])
+    trace.pin(source, "a position, not a channel", [0, 2, 3])
     channels = args[0].shape[1]
     return _channels(
-        tracer,
+        trace,
         output,
         source,
         torch.arange(channels).repeat_interleave(output.shape[1] // channels),
     )
 
 
-def _channels(tracer: Tracer, output: Tensor, source: Tracked, index: Tensor) -> Back:
+def _channels(trace: Trace, output: Tensor, source: Tracked, index: Tensor) -> Back:
     made = Tracked(output.shape, constant=source.constant)
     labels = source.labels[1]
     if labels is not None:
         made.labels[1], made.dead[1] = labels[index], source.flags(1)[index]
         made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if made.used and not made.constant:
@@ -48,20 +48,20 @@ def _channels(tracer: Tracer, output: Tensor, source: Tracked, index: Tensor) ->
 
 
 def _col2im(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """(batch, channels * kernel, positions) -> (batch, channels, height, width)."""
-    source = tracer.of(args[0])
-    tracer.pin(source, "a position, not a channel", [0, 2])
+    source = trace.of(args[0])
+    trace.pin(source, "a position, not a channel", [0, 2])
     made = Tracked(output.shape, constant=source.constant)
     labels = source.labels[1]
     if labels is not None:
         grid = labels.view(output.shape[1], -1)
-        tracer.labels.unite_rows(grid)
+        trace.labels.unite_rows(grid)
         made.labels[1] = grid[:, 0]
         made.dead[1] = source.flags(1).view(grid.shape).all(dim=1)
         made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
-    tracer.put(output, made)
+    trace.put(output, made)
 
     def back() -> None:
         if made.used and not made.constant:
@@ -74,16 +74,16 @@ def _col2im(
 
 
 def _channel_shuffle(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """Channels (groups, n) become (n, groups): each group loses the same ones."""
-    source, groups = tracer.of(args[0]), args[1]
+    source, groups = trace.of(args[0]), args[1]
     labels = source.labels[1]
     order = torch.arange(args[0].shape[1]).view(groups, -1)
     if labels is not None:
         for row in order[1:]:
-            tracer.labels.unite(labels[order[0]], labels[row])
-    return along(tracer, output, args[0], 1, order.t().flatten(), "")
+            trace.labels.unite(labels[order[0]], labels[row])
+    return along(trace, output, args[0], 1, order.t().flatten(), "")
 
 
 _Function = Callable[..., Back | None]

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from engine.speedup.labels import FIXED
-from engine.speedup.records import Back, Rule
+from engine.speedup.records import Back
 from engine.speedup.rules.dims import put_like, together
 from engine.speedup.rules.pointwise import zero_slices
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
-def along(tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str) -> Back:
+def along(trace: Trace, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str) -> Back:
     """Make an output that takes ``index`` (-1: a constant) of the input's ``dim``, rest alike."""
-    source = tracer.of(of)
+    source = trace.of(of)
     dims: list[int | None] = [d if d != dim else None for d in range(len(source.shape))]
-    made, _ = put_like(tracer, tensor, of, dims)
+    made, _ = put_like(trace, tensor, of, dims)
     labels = source.labels[dim]
     if labels is not None:
         inside = index >= 0
@@ -29,7 +29,7 @@ def along(tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, r
         made.dead[dim] = torch.where(inside, source.flags(dim)[index.clamp(min=0)], True)
         made.need[dim] = torch.zeros(len(index), dtype=torch.bool)
         if reason:
-            tracer.labels.pin(labels, reason)
+            trace.labels.pin(labels, reason)
 
     def back() -> None:
         rest_dims = [d for d in source.dims() if d != dim]
@@ -47,7 +47,7 @@ def along(tracer: Tracer, tensor: Tensor, of: Tensor, dim: int, index: Tensor, r
 
 
 def _slice(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     given = list(args[1:]) + [None] * 4
     dim = (given[0] or 0) % args[0].dim()
@@ -55,61 +55,61 @@ def _slice(
     index = torch.arange(size)[slice(given[1], given[2], given[3])]
     # A slice of everything is none: it stays right when channels go.
     reason = "" if len(index) == size else "it is sliced at fixed places"
-    return along(tracer, output, args[0], dim, index, reason)
+    return along(trace, output, args[0], dim, index, reason)
 
 
 def _split(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
-    source = tracer.of(args[0])
+    source = trace.of(args[0])
     sizes = [t.shape[dim] for t in output]
     labels = source.labels[dim]
     if labels is not None and len(sizes) > 1:
         parts = labels.split(sizes)
-        owners = [tracer.owner(size, i, len(sizes)) for i, size in enumerate(sizes)]
+        owners = [trace.owner(size, i, len(sizes)) for i, size in enumerate(sizes)]
         listed = func._schema.name == "aten::split_with_sizes"
         if listed and len(set(owners)) == len(owners) and None not in owners:
             # Each part's size is an attribute of its own: the parts may lose different numbers.
             for i, part in enumerate(parts):
-                tracer.ask(len(part), part, i, len(parts))
+                trace.ask(len(part), part, i, len(parts))
         elif len(set(sizes)) == 1:
             # chunk() and split(size // n) follow the size when all parts lose the same indices.
             for part in parts[1:]:
-                tracer.labels.unite(parts[0], part)
-            tracer.ask(sizes[0], parts[0], 0, args[0].dim())
-        elif not tracer.replaceable:
-            tracer.labels.pin(labels, "it is split at fixed places")
+                trace.labels.unite(parts[0], part)
+            trace.ask(sizes[0], parts[0], 0, args[0].dim())
+        elif not trace.replaceable:
+            trace.labels.pin(labels, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return together(
         [
-            along(tracer, t, args[0], dim, torch.arange(start, start + size), "")
+            along(trace, t, args[0], dim, torch.arange(start, start + size), "")
             for t, start, size in zip(output, starts, sizes, strict=True)
         ]
     )
 
 
 def _flip(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
-    source = tracer.of(args[0])
+    source = trace.of(args[0])
     moved = [d % args[0].dim() for d in args[1]] if func._schema.name == "aten::flip" else None
     labelled = [d for d in source.dims() if moved is None or d in moved]
     if func._schema.name == "aten::roll":
         dims = [d % args[0].dim() for d in (args[2] if len(args) > 2 else [])]
-        tracer.pin(source, "it is rolled", dims or None)
-        return put_like(tracer, output, args[0], list(range(args[0].dim())))[1]
+        trace.pin(source, "it is rolled", dims or None)
+        return put_like(trace, output, args[0], list(range(args[0].dim())))[1]
     if len(labelled) == 1:
         dim = labelled[0]
-        return along(tracer, output, args[0], dim, torch.arange(args[0].shape[dim]).flip(0), "")
-    tracer.pin(source, "it is flipped in several dimensions", labelled)
-    return put_like(tracer, output, args[0], list(range(args[0].dim())))[1]
+        return along(trace, output, args[0], dim, torch.arange(args[0].shape[dim]).flip(0), "")
+    trace.pin(source, "it is flipped in several dimensions", labelled)
+    return put_like(trace, output, args[0], list(range(args[0].dim())))[1]
 
 
 def _pad(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
-    source, pads = tracer.of(args[0]), list(args[1])
+    source, pads = trace.of(args[0]), list(args[1])
     rank = args[0].dim()
     padded = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
     touched = [d for d in source.dims() if padded.get(d, (0, 0)) != (0, 0)]
@@ -119,24 +119,24 @@ def _pad(
         before, after = padded[touched[0]]
         index = torch.arange(args[0].shape[touched[0]])
         index = torch.nn.functional.pad(index, (before, after), value=-1)
-        return along(tracer, output, args[0], touched[0], index, "")
-    return put_like(tracer, output, args[0], list(range(rank)))[1]
+        return along(trace, output, args[0], touched[0], index, "")
+    return put_like(trace, output, args[0], list(range(rank)))[1]
 
 
 def _glu(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """a * sigmoid(b) of the two halves: i-th channels go together; a zero in a is a zero."""
-    source = tracer.of(args[0])
+    source = trace.of(args[0])
     dim = (args[1] if len(args) > 1 else -1) % args[0].dim()
     half = args[0].shape[dim] // 2
     labels = source.labels[dim]
     made, back = put_like(
-        tracer, output, args[0], [d if d != dim else None for d in range(args[0].dim())]
+        trace, output, args[0], [d if d != dim else None for d in range(args[0].dim())]
     )
     if labels is None:
         return back
-    tracer.labels.unite(labels[:half], labels[half:])
+    trace.labels.unite(labels[:half], labels[half:])
     zero = zero_slices(args[0], source, dim)[:half]
     dead = source.flags(dim)
     made.labels[dim] = labels[:half]
@@ -156,13 +156,13 @@ def _glu(
 
 
 def _pack(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Packed sequences: positions are rearranged, features are not."""
     data, sizes = output
-    tracer.pin(tracer.of(args[0]), "a position, not a channel", [0, 1])
-    tracer.put(sizes, Tracked(sizes.shape, constant=True))
-    return put_like(tracer, data, args[0], [None, *range(2, args[0].dim())])[1]
+    trace.pin(trace.of(args[0]), "a position, not a channel", [0, 1])
+    trace.put(sizes, Tracked(sizes.shape, constant=True))
+    return put_like(trace, data, args[0], [None, *range(2, args[0].dim())])[1]
 
 
 _Function = Callable[..., Back | None]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from engine.speedup.records import Back, Rule
-from engine.speedup.tracer import Tracer
+from engine.speedup.records import Back
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 _NAMES = [
@@ -190,7 +190,7 @@ def uniform(x: Tensor, dim: int, dead: Tensor) -> Tensor:
 
 
 def pointwise(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Align the inputs' dimensions from the right and unite their labels."""
     outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
@@ -199,7 +199,7 @@ def pointwise(
         return None
     name = func._schema.name.removeprefix("aten::").rstrip("_")
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    tracked = [tracer.of(t) for t in tensors]
+    tracked = [trace.of(t) for t in tensors]
     rank, is_product = out.dim(), name in _PRODUCTS
     made = Tracked(out.shape, constant=all(t.constant for t in tracked) or name in _FACTORIES)
     zeros: dict[tuple[int, int], Tensor] = {}
@@ -214,9 +214,9 @@ def pointwise(
         if not labelled:
             continue
         for other in labelled[1:]:
-            tracer.labels.unite(labelled[0][2], other[2])
+            trace.labels.unite(labelled[0][2], other[2])
         if len(labelled) < len(members):
-            tracer.labels.pin(labelled[0][2], f"{name} combines it with a tensor of fixed size")
+            trace.labels.pin(labelled[0][2], f"{name} combines it with a tensor of fixed size")
         dead = torch.full((out.shape[place],), True)
         here = {i for i, _, _ in members}
         for i, t in enumerate(tracked):
@@ -232,9 +232,9 @@ def pointwise(
         made.dead[place] = dead | (name in _FACTORIES)
         made.need[place] = torch.zeros(out.shape[place], dtype=torch.bool)
     for tensor in outputs:
-        tracer.put(tensor, made)
+        trace.put(tensor, made)
         if name in _VIEWS:
-            tracer.aliases.add(tensor, tensors[0])
+            trace.aliases.add(tensor, tensors[0])
 
     out_shape = tuple(out.shape)
 
@@ -260,17 +260,17 @@ def pointwise(
 
 
 def _triangle(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """triu and tril keep the order of rows and columns: those of one number go together."""
-    known = tracer.of(args[0])
+    known = trace.of(args[0])
     rows, columns = known.labels[-2], known.labels[-1]
     if rows is not None and columns is not None and rows.shape == columns.shape:
-        tracer.labels.unite(rows, columns)
+        trace.labels.unite(rows, columns)
     else:
         last = len(known.shape) - 1
-        tracer.pin(known, "it is cut to a triangle", [last - 1, last])
-    return pointwise(tracer, func, args, kwargs, output)
+        trace.pin(known, "it is cut to a triangle", [last - 1, last])
+    return pointwise(trace, func, args, kwargs, output)
 
 
 RULES: dict[str, Rule] = {

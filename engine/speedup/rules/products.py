@@ -8,36 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Fold, Rule
+from engine.speedup.records import Back, Fold
 from engine.speedup.rules.dims import put_like, together
 from engine.speedup.rules.pointwise import uniform, zero_slices
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
-def meet(tracer: Tracer, a: Tracked, i: int, b: Tracked, j: int, name: str) -> None:
+def meet(trace: Trace, a: Tracked, i: int, b: Tracked, j: int, name: str) -> None:
     """Unite the labels of two dimensions of equal size; a fixed one fixes the other."""
     left, right = a.labels[i], b.labels[j]
     if left is not None and right is not None:
-        tracer.join(b, j, left)
+        trace.join(b, j, left)
     elif left is not None or right is not None:
         labels = left if left is not None else right
         assert labels is not None
-        tracer.labels.pin(labels, f"{name} combines it with a tensor of fixed size")
+        trace.labels.pin(labels, f"{name} combines it with a tensor of fixed size")
 
 
 def _matmul(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     name = func._schema.name.removeprefix("aten::")
     bias = args[0] if name in ("addmm", "baddbmm") else None
     a, b = args[1:3] if bias is not None else args[:2]
-    ta, tb = tracer.of(a), tracer.of(b)
+    ta, tb = trace.of(a), trace.of(b)
     if bias is not None and (kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1):
         return None
     rank = output.dim()
     row, inner, column = rank - 2, rank - 1, rank - 1
-    meet(tracer, ta, inner, tb, row, name)
+    meet(trace, ta, inner, tb, row, name)
     made = Tracked(output.shape, constant=ta.constant and tb.constant)
     zero_a, zero_b = zero_slices(a, ta, inner), zero_slices(b, tb, row)
     dead_a, dead_b = ta.flags(inner), tb.flags(row)
@@ -45,7 +45,7 @@ def _matmul(
     parts = {row: (ta, row), column: (tb, column)}
     if rank == 3:
         parts[0] = (ta, 0)
-        meet(tracer, ta, 0, tb, 0, name)
+        meet(trace, ta, 0, tb, 0, name)
     for place, (source, dim) in parts.items():
         labels = source.labels[dim]
         if labels is None and place == 0 and rank == 3:
@@ -63,20 +63,20 @@ def _matmul(
         made.dead[place] = dead
     t_bias = None
     if bias is not None:
-        t_bias = tracer.of(bias)
+        t_bias = trace.of(bias)
         shift = rank - bias.dim()
         for dim in range(bias.dim()):
             if bias.shape[dim] == output.shape[dim + shift] != 1:
                 if made.labels[dim + shift] is None:
-                    tracer.pin(t_bias, "the layer's outputs are fixed", [dim])
+                    trace.pin(t_bias, "the layer's outputs are fixed", [dim])
                 else:
-                    meet(tracer, made, dim + shift, t_bias, dim, name)
+                    meet(trace, made, dim + shift, t_bias, dim, name)
         if not t_bias.constant:
             for dim in made.dims():
                 made.dead[dim] = made.flags(dim) & False
             made.constant = False
-    tracer.put(output, made)
-    _fold_matmul(tracer, a, b, ta, tb, t_bias, rank, zero_a, zero_b)
+    trace.put(output, made)
+    _fold_matmul(trace, a, b, ta, tb, t_bias, rank, zero_a, zero_b)
 
     def back() -> None:
         if not made.used or made.constant:
@@ -101,19 +101,19 @@ def _matmul(
 
 
 def _vector(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """Products with vectors, as products of matrices."""
     a, b = args[:2]
     rows = a if a.dim() == 2 else a.unsqueeze(0)
     column, result = b.unsqueeze(1), output.reshape(-1, 1)
-    backs = [put_like(tracer, column, b, [0, None])[1]]
+    backs = [put_like(trace, column, b, [0, None])[1]]
     if a.dim() == 1:
-        backs.append(put_like(tracer, rows, a, [None, 0])[1])
-    product = _matmul(tracer, func, (rows, column), {}, result)
+        backs.append(put_like(trace, rows, a, [None, 0])[1])
+    product = _matmul(trace, func, (rows, column), {}, result)
     if product is None:
         return None
-    out = put_like(tracer, output, result, [0] if output.dim() else [])[1]
+    out = put_like(trace, output, result, [0] if output.dim() else [])[1]
     return together([out, product, *backs])
 
 
@@ -150,7 +150,7 @@ def _nonzero(b: Tensor) -> Tensor:
 
 
 def _fold_matmul(
-    tracer: Tracer,
+    trace: Trace,
     a: Tensor,
     b: Tensor,
     ta: Tracked,
@@ -168,14 +168,14 @@ def _fold_matmul(
     if ta.constant and tb.constant:
         # All of it is constant, and none of it goes away by that.
         if bool((~zero_a & ~zero_b).any()):
-            tracer.pin_values(labels[~zero_a & ~zero_b], "it is summed into a constant")
+            trace.pin_values(labels[~zero_a & ~zero_b], "it is summed into a constant")
         return
     if not (tb.constant and tb.base is not None and rank == 2 and not ta.constant):
         both = (ta.flags(inner) | tb.flags(row)) & ~zero_a & ~zero_b
         if bool(both.any()) and not (ta.constant or tb.constant):
-            tracer.pin_values(labels[both], "a constant that is not zero meets a product")
+            trace.pin_values(labels[both], "a constant that is not zero meets a product")
         elif ta.constant and not tb.constant and bool((tb.flags(row) & ~zero_b).any()):
-            tracer.pin_values(labels[tb.flags(row) & ~zero_b], "its constant cannot be folded")
+            trace.pin_values(labels[tb.flags(row) & ~zero_b], "its constant cannot be folded")
         return
     if not bool(dead.any()):
         return
@@ -189,7 +189,7 @@ def _fold_matmul(
 
     # The weight reached the product transposed: its columns count the inputs.
     values = uniform(a, inner, ta.flags(inner))
-    tracer.folds.append(Fold(ta, inner, contribution, 1, tb.base, 1, values, bias, tracer.path))
+    trace.folds.append(Fold(ta, inner, contribution, 1, tb.base, 1, values, bias, trace.path))
 
 
 _Function = Callable[..., Back | None]

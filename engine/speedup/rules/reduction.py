@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from engine.speedup.records import Back, Rule
+from engine.speedup.records import Back
 from engine.speedup.rules.pointwise import zero_slices
-from engine.speedup.tracer import Tracer
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 _REDUCTIONS = [
@@ -67,9 +67,9 @@ _SPATIAL = [
 
 
 def _reduce(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
-    x = tracer.of(args[0])
+    x = trace.of(args[0])
     rank = len(x.shape)
     schema = [argument.name for argument in func._schema.arguments]
     bound = {**dict(zip(schema, args, strict=False)), **kwargs}
@@ -82,7 +82,7 @@ def _reduce(
     name = func._schema.name.removeprefix("aten::")
     left = [None if d in dims else d for d in range(rank) if keep or d not in dims]
     exact = name in _ZEROS_ADD_NOTHING
-    zeros = {d: (zero_slices(args[0], x, d) | tracer.planning) & exact for d in dims}
+    zeros = {d: (zero_slices(args[0], x, d) | trace.planning) & exact for d in dims}
     outputs: list[Tracked] = []
     for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
         if tensor.dim() != len(left):
@@ -93,7 +93,7 @@ def _reduce(
             [None if d is None or x.labels[d] is None else x.flags(d) for d in left],
             constant=x.constant,
         )
-        outputs.append(tracer.put(tensor, made))
+        outputs.append(trace.put(tensor, made))
 
     def back() -> None:
         for made in outputs:
@@ -101,7 +101,7 @@ def _reduce(
                 x.used = True
                 for d in dims:
                     x.want(d, True)
-                    _pin_reduced(tracer, x, d, zeros[d], f"{name} is over it")
+                    _pin_reduced(trace, x, d, zeros[d], f"{name} is over it")
                 for e, kept in enumerate(left):
                     if kept is not None:
                         x.want(kept, made.flow(e))
@@ -109,20 +109,20 @@ def _reduce(
     return back
 
 
-def _pin_reduced(tracer: Tracer, x: Tracked, dim: int, zeros: Tensor, reason: str) -> None:
+def _pin_reduced(trace: Trace, x: Tracked, dim: int, zeros: Tensor, reason: str) -> None:
     labels = x.labels[dim]
     if labels is not None and not bool(zeros.all()):
-        tracer.labels.pin(labels[~zeros], reason)
+        trace.labels.pin(labels[~zeros], reason)
 
 
 def spatial(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Keep batch and channels apart, (batch, channels, ...) -> (batch, channels, ...)."""
-    x = tracer.of(args[0])
-    others = [tracer.of(t) for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
+    x = trace.of(args[0])
+    others = [trace.of(t) for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
     rank = len(x.shape)
-    tracer.pin(x, "a position, not a channel", range(2, rank))
+    trace.pin(x, "a position, not a channel", range(2, rank))
     outputs = []
     for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
         if tensor.dim() != rank:
@@ -133,7 +133,7 @@ def spatial(
             [x.flags(d) if d < 2 and x.labels[d] is not None else None for d in range(rank)],
             constant=x.constant and all(t.constant for t in others),
         )
-        outputs.append(tracer.put(tensor, made))
+        outputs.append(trace.put(tensor, made))
 
     def back() -> None:
         for made in outputs:

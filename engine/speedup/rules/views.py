@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.speedup.records import Back, Rule
-from engine.speedup.tracer import Tracer
+from engine.speedup.records import Back
+from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 
 
@@ -39,10 +39,10 @@ def chunks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list
 
 
 def _view(
-    tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     """Split and merge dimensions; a split keeps rows or columns whole, whichever loses less."""
-    source = tracer.of(args[0])
+    source = trace.of(args[0])
     made = Tracked(output.shape, constant=source.constant)
     made.base = source.base or (source if source.slots else None)
     if output.numel() == 0:
@@ -54,14 +54,14 @@ def _view(
             most = max(labelled, key=lambda d: (int(source.flags(d).sum()), source.shape[d]))
             for d in labelled:
                 if d != most:
-                    tracer.pin(source, "it is merged with another dimension", [d])
+                    trace.pin(source, "it is merged with another dimension", [d])
                     moves.append((d, None, torch.empty(0)))
             labelled = [most]
         for d in labelled:
             inner = math.prod(source.shape[k] for k in left if k > d)
             places = torch.arange(math.prod(source.shape[k] for k in left))
             index = (places // inner % source.shape[d]).view([output.shape[e] for e in right])
-            e = _settle(tracer, source, d, index, right)
+            e = _settle(trace, source, d, index, right)
             moves.append((d, None if e is None else right[e], index))
             if e is None:
                 continue
@@ -73,9 +73,9 @@ def _view(
             made.need[right[e]] = torch.zeros(len(grid), dtype=torch.bool)
             asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
             if len(right) > 1 or (len(asked) == output.dim() and asked[right[e]] != -1):
-                tracer.ask(len(grid), labels[grid[:, 0]], right[e], output.dim())
-    tracer.put(output, made)
-    tracer.aliases.add(output, args[0])
+                trace.ask(len(grid), labels[grid[:, 0]], right[e], output.dim())
+    trace.put(output, made)
+    trace.aliases.add(output, args[0])
 
     def back() -> None:
         if not made.used or made.constant:
@@ -99,14 +99,14 @@ def _view(
 
 
 def _settle(
-    tracer: Tracer, source: Tracked, dim: int, index: Tensor, right: Sequence[int]
+    trace: Trace, source: Tracked, dim: int, index: Tensor, right: Sequence[int]
 ) -> int | None:
     """Return which new dimension carries the labels, having united what goes with it."""
     labels, dead = source.labels[dim], source.flags(dim)
     assert labels is not None
     if not right:
         return None
-    roots = tracer.labels.roots(labels)[index]
+    roots = trace.labels.roots(labels)[index]
     lost: dict[int, int] = {}
     for e, size in enumerate(index.shape):
         if size == 1:
@@ -117,12 +117,12 @@ def _settle(
         gone = dead[index].movedim(e, 0).reshape(size, -1).all(dim=1)
         lost[e] = int(gone.sum()) * rows.shape[1]
     if not lost:
-        tracer.labels.pin(labels, "it becomes a dimension of size one")
+        trace.labels.pin(labels, "it becomes a dimension of size one")
         return None
     best = max(lost, key=lambda e: lost[e])
     if not lost[best]:
-        best = tracer.choose(dim, labels, _preferred(index, list(lost)))
-    tracer.labels.unite_rows(labels[index.movedim(best, 0).reshape(index.shape[best], -1)])
+        best = trace.choose(dim, labels, _preferred(index, list(lost)))
+    trace.labels.unite_rows(labels[index.movedim(best, 0).reshape(index.shape[best], -1)])
     return best
 
 

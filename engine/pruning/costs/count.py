@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from engine.attach.undisturbed import undisturbed
-from engine.export.mask_files import masked_parameters
 from engine.files import PathLike
 from engine.files.table import shape_text, short, text_table, write_table
-from engine.pruning.flops import FlopCounter, Tally, nonzeros
+from engine.pruning.costs.flops import FlopCounter, Tally, nonzeros
+from engine.pruning.mask_files import masked_parameters
 from engine.user_code.example import call, example_of
 
 #: What one unit of ``flops`` is; stands in files and above tables.

@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-_PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+_PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 ALGORITHMS = sorted(_PROJECT["entry-points"]["engine.algorithms"])
 EXTENSIONS = sorted(_PROJECT["entry-points"]["engine.extensions"])

@@ -1,0 +1,257 @@
+"""Masks that are asked of an algorithm, checked, and held in place while training goes on.
+
+Masks are multiplied into the weights in place, all at once, right after each optimizer step; the
+forward pass knows nothing of them. A pruner that needs the dense weights beneath its masks sets
+``straight_through``: then the layer computes ``weight * mask``, the gradient reaches every weight
+unmasked, and what was removed can come back. Such a mask is soft; it is baked into the weights by
+``export_model``, ``apply_speedup`` and ``unwrap(bake=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engine.attach.checkpoint import load_model
+from engine.attach.compressor import Compressor
+from engine.attach.wrapper import Wrapper
+from engine.errors import PluginError
+from engine.plugins import registry
+from engine.plugins.blame import Verify, at_fault
+from engine.plugins.stack import Stack, describe
+from engine.pruning.masking import (
+    RemovedWeights,
+    agree_between_processes,
+    calculated,
+    checked_masks,
+    fraction,
+    hold,
+    in_config,
+    let_go,
+    put_in_place,
+    tied_layers,
+)
+
+if TYPE_CHECKING:
+    from engine.pruning.companions import Companion
+    from engine.speedup import SpeedupReport
+
+
+class MaskHolder(Compressor):
+    """Asks the stack for masks when they are due, and keeps what they remove at zero.
+
+    Attributes:
+        one_shot: a mask stands until the asked sparsity changes. Otherwise ``calc_mask`` is called
+            after every optimizer step.
+        straight_through: keep the dense weights beneath the mask, see the module's docstring.
+    """
+
+    kind = "pruning"
+    one_shot: ClassVar[bool] = False
+    straight_through: ClassVar[bool] = False
+    #: Let layers that are bound together lose the same filters; an argument of filter pruners.
+    dependency_aware: bool = False
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._due = True
+        self._trained = False
+        self._removed = RemovedWeights()
+        self._tied = tied_layers(self.wrappers, describe(self))
+        #: Parameters of other layers that are masked with the filters before them.
+        self.companions: list[Companion] = []
+        #: The fraction asked of each layer in this round of masks, by the wrapper's id.
+        self.asked: dict[int, float] = {}
+        #: What the last :meth:`apply_speedup` did.
+        self.speedup_report: SpeedupReport | None = None
+        #: How many rounds of masks there were.
+        self.mask_round = 0
+
+    def compress(self) -> nn.Module:
+        """Attach, compute the first masks and apply them; return the same model."""
+        if self._stack is None:
+            self._trained = False
+            super().compress()
+            try:
+                self.update_masks()
+            except BaseException:
+                self.unwrap()
+                raise
+        return self.bound_model
+
+    def unwrap(self, *, bake: bool = False) -> nn.Module:
+        """Detach from the model.
+
+        When nothing was trained since :meth:`compress` the weights that masks removed are put
+        back, so that the model is exactly as it was found; weights that were replaced in between
+        are left alone. After training, or with ``bake=True``,
+        masked weights stay zero (``straight_through`` pruners have dense weights to give back, and
+        do unless ``bake=True``).
+        """
+        if bake:
+            self._bake()
+        elif not self._trained:
+            self._removed.put_back()
+        return super().unwrap()
+
+    @torch.no_grad()
+    def load_model_state_dict(self, model_state: Mapping[str, Any]) -> None:
+        """Load a plain ``state_dict`` of the model, then apply masks again.
+
+        What the masks of now remove of it is put back if other masks are loaded before training
+        goes on: the order of this and :meth:`load_state_dict` does not matter.
+
+        Raises:
+            CheckpointError: keys or shapes differ; the model is unchanged.
+        """
+        load_model(self.bound_model, model_state)
+        self._trained = False
+        self._removed.clear()
+        self._weights_replaced()
+
+    @torch.no_grad()
+    def update_masks(self, *, every_layer: bool = False) -> None:
+        """Ask for the masks that are due, then replace and apply them all at once.
+
+        Args:
+            every_layer: also where the asked sparsity has not changed.
+
+        Raises:
+            PluginError: the algorithm failed or returned something that is no mask; no mask was
+                changed.
+        """
+        stack = self._stack
+        if stack is None:
+            raise PluginError(f"{describe(self)}: call compress() before masks are updated")
+        ask, calculate = stack.resolve("sparsity"), stack.resolve("calc_mask")
+        assert ask is not None
+        assert calculate is not None  # _require has checked
+        provider = stack.provider("calc_mask")
+        one_shot = getattr(provider, "one_shot", False)
+        asked = [
+            (index, wrapper, fraction(target, self, wrapper))
+            for index, wrapper in enumerate(self.wrappers)
+            if id(wrapper) not in self._tied and (target := ask(wrapper, self.epoch)) is not None
+        ]
+        self.asked = {id(wrapper): target for _, wrapper, target in asked}
+        self.mask_round += 1
+        again = every_layer or not one_shot
+        fresh, waiting = calculated(calculate, provider, asked, again=again)
+        put_in_place(fresh, self.wrappers, self._tied)
+        self._due = waiting or not one_shot
+        agree_between_processes([masks for _, _, masks in fresh])
+        self._refresh_companions()
+        self.apply_masks()
+        if fresh:
+            self._tell("masks_updated", self)
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Multiply the masks into the parameters, in place, all at once.
+
+        Where masks are soft (``straight_through``) the layer computes its masked weight; biases and
+        what is masked along with filters, such as norms, are masked in place there, too.
+        """
+        parameters: list[Tensor] = []
+        masks: list[Tensor] = []
+        in_place = ("bias",) if self.straight_through else ("weight", "bias")
+        for wrapper in self.wrappers:
+            own = wrapper.module._parameters
+            for name in in_place:
+                mask = wrapper.mask(name)
+                if mask is not None:
+                    parameters.append(own[name])  # type: ignore[arg-type]
+                    masks.append(mask)
+        for companion in self.companions:
+            parameter, mask = companion.parameter, companion.mask
+            if parameter is not None and mask is not None:
+                parameters.append(parameter)
+                masks.append(mask)
+        if not masks:
+            return
+        if self._trained:
+            torch._foreach_mul_(parameters, masks)
+            return
+        with self._removed.noting(parameters):
+            torch._foreach_mul_(parameters, masks)
+
+    def own_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor] | None:
+        """Return the algorithm's own masks of a layer, checked, without constraints around it.
+
+        For extensions that wrap ``calc_mask`` and need to know of layers beside the one that they
+        were called for. None: the algorithm does not know yet.
+        """
+        assert self._stack is not None
+        calculate = self._stack.provided("calc_mask")
+        assert calculate is not None
+        index = next(i for i, each in enumerate(self.wrappers) if each is wrapper)
+        with in_config([(index, wrapper, sparsity)]):
+            masks = calculate(wrapper, sparsity, index)
+        provider = self._stack.provider("calc_mask")
+        return None if masks is None else checked_masks(masks, wrapper, provider)
+
+    def _own_extensions(self) -> Iterable[object]:
+        if self.dependency_aware:
+            yield registry.find("dependency_aware", registry.EXTENSIONS).load()()
+
+    def _require(self, stack: Stack) -> None:
+        if stack.provider("calc_mask") is None:
+            close = [n for n in dir(type(self)) if n.startswith("calc") and n != "calc_mask"]
+            hint = f'\n  did you mean "{close[0]}" to be calc_mask?' if close else ""
+            raise at_fault(
+                self, f"has no calc_mask, which every pruner needs{hint}", hook="calc_mask"
+            )
+
+    def _verifiers(self) -> Mapping[str, Verify]:
+        return {
+            "calc_mask": lambda masks, plugin, wrapper, *_: checked_masks(masks, wrapper, plugin),
+            "sparsity": fraction,
+        }
+
+    def _attach(self, stack: Stack) -> None:
+        self._tied = tied_layers(self.wrappers, describe(self))
+        hold(self.wrappers, describe(self), straight_through=self.straight_through)
+
+    def _detach(self) -> None:
+        let_go(self.wrappers)
+
+    def _optimizer_stepped(self) -> None:
+        if not self._trained:
+            self._trained = True
+            self._removed.clear()
+        # Masks that are due are made from masked weights: the optimizer moves removed ones too.
+        self.apply_masks()
+        if self._due:
+            self.update_masks()
+
+    def _weights_replaced(self) -> None:
+        if self._stack is not None:
+            self.apply_masks()
+
+    def _state_replaced(self) -> None:
+        # What masks removed until now is not what the restored ones remove.
+        self._removed.put_back()
+        self._due = True
+        self._refresh_companions()
+        self._weights_replaced()
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        try:
+            super()._tell(hook, *arguments)
+        finally:
+            if hook == "update_epoch":
+                self._due = True
+
+    def _refresh_companions(self) -> None:
+        for companion in self.companions:
+            companion.refresh()
+
+    @torch.no_grad()
+    def _bake(self) -> None:
+        for wrapper in self.wrappers:
+            mask = wrapper.mask("weight")
+            if self._stack is not None and mask is not None:
+                wrapper.weight.mul_(mask)

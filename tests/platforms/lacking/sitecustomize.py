@@ -1,0 +1,5 @@
+"""Found by each Python that is started with this folder in PYTHONPATH."""
+
+import removal
+
+removal.apply()
