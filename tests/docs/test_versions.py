@@ -57,6 +57,11 @@ def test_pip_takes_the_lock_from_anywhere():
     assert not any(re.search(r"https?:|file:|--(index|find)", line) for line in LINES)
 
 
+def test_how_the_lock_is_renewed_is_said_where_people_look():
+    command = LINES[1].removeprefix("#").strip()
+    assert command in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
 def test_what_pip_builds_with_is_exact():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
     assert [str(Requirement(text).specifier)[:2] for text in build["requires"]] == ["=="]
