@@ -184,7 +184,8 @@ class Subject:
                 start()
             for batch in range(batches):
                 model = compressor.bound_model
-                self._step(forward or model, model, optimizer, 1000 * number + batch)
+                run = model if forward is None else forward  # a compiled one has no truth value
+                self._step(run, model, optimizer, 1000 * number + batch)
 
     def _step(
         self, forward: Callable[..., Any], model: nn.Module, optimizer: Optimizer, place: int

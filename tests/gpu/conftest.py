@@ -67,7 +67,7 @@ def _count_on_cuda(call: Callable[[], object]) -> Counter[str]:
     found: Counter[str] = Counter()
 
     def note(message: object, *args: object) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):
             found[pretended.place()] += 1
 
     torch.cuda.synchronize()

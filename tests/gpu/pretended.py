@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections import Counter
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,9 +22,16 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_map
 
+import engine
+import plugins_builtin
+
 aten = torch.ops.aten
 NAME = "card"
-_HERE = "tests/gpu/conftest.py"
+_OURS = [Path(package.__file__).parent for package in (engine, plugins_builtin)]
+_PASSED_OVER = [
+    *(Path(torch.__file__).parent, Path(warnings.__file__), Path(__file__)),
+    Path(__file__).with_name("conftest.py"),
+]
 _CPU = torch.device("cpu")
 
 #: Operators that copy from one device to another: they take operands of both.
@@ -178,11 +187,11 @@ def place() -> str:
     frame: FrameType | None = sys._getframe(1)
     outside = ""
     while frame is not None:
-        file = frame.f_code.co_filename
-        line = f"{'/'.join(file.split('/')[-3:])}:{frame.f_lineno}"
-        if "/engine/" in file or "/plugins_builtin/" in file:
+        file = Path(frame.f_code.co_filename)
+        line = f"{'/'.join(file.parts[-3:])}:{frame.f_lineno}"
+        if any(file.is_relative_to(folder) for folder in _OURS):
             return line
-        if not outside and "/torch/" not in file and not file.endswith(("pretended.py", _HERE)):
+        if not outside and not any(file.is_relative_to(other) for other in _PASSED_OVER):
             outside = line
         frame = frame.f_back
     return outside
