@@ -9,16 +9,27 @@ from typing import Any
 from engine.errors import nearest
 from engine.plugins.blame import at_fault
 
+#: What NNI's manuals call arguments, by the argument here and what of it is meant; "" is all of it.
+_OTHER_WORDS = {
+    "config": ("wrapper", "config"),
+    "layer": ("wrapper", ""),
+    "layer_info": ("wrapper", ""),
+    "weight": ("wrapper", "weight"),
+}
+
 
 def adapt(
     plugin: object, hook: str, method: Callable[..., Any], spec_args: tuple[str, ...]
 ) -> Callable[..., Any]:
     """Return ``method`` taking all of the specification's arguments by position.
 
-    Raises PluginError where it takes one that the hook does not have.
-
     pluggy does not pass arguments that have defaults, yet ``calc_mask(self, wrapper,
-    wrapper_idx=None)`` is how algorithms have been written for years: here they are passed.
+    wrapper_idx=None)`` is how algorithms have been written for years: here they are passed. So are
+    ``config``, ``layer`` and ``layer_info`` of NNI's manuals, and the only argument of a hook that
+    has one, whatever it is called (``update_epoch(self, epoch_num)``).
+
+    Raises:
+        PluginError: it takes an argument that the hook does not have.
     """
     parameters = inspect.signature(method).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
@@ -27,7 +38,12 @@ def adapt(
         for name, parameter in parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
-    unknown = [name for name in names if name not in spec_args]
+    if tuple(names) == spec_args and inspect.Parameter.KEYWORD_ONLY not in kinds:
+        return method
+    if len(spec_args) == 1 and len(names) == 1 and not kinds & _VARIABLE:
+        return _Subset(method, {names[0]: (0, "")})
+    sources = {name: _source(name, spec_args) for name in names}
+    unknown = [name for name, source in sources.items() if source is None]
     if unknown:
         suggestion = nearest(unknown[0], spec_args)
         raise at_fault(
@@ -38,22 +54,37 @@ def adapt(
             more=f".{hook}",
             hook=hook,
         )
-    if tuple(names) == spec_args and inspect.Parameter.KEYWORD_ONLY not in kinds:
-        return method
+    taken = {name: source for name, source in sources.items() if source is not None}
     if inspect.Parameter.VAR_KEYWORD in kinds:
-        names = list(spec_args)
-    return _Subset(method, {name: spec_args.index(name) for name in names})
+        taken = {name: (index, "") for index, name in enumerate(spec_args)} | taken
+    return _Subset(method, taken)
+
+
+_VARIABLE = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+
+
+def _source(name: str, spec_args: tuple[str, ...]) -> tuple[int, str] | None:
+    """Return which of the hook's arguments an argument is, and what of it; None for none."""
+    if name in spec_args:
+        return spec_args.index(name), ""
+    argument, part = _OTHER_WORDS.get(name, ("", ""))
+    return (spec_args.index(argument), part) if argument in spec_args else None
 
 
 class _Subset:
     """Calls a method with those of the hook's arguments that it takes; can be pickled."""
 
-    def __init__(self, method: Callable[..., Any], indices: dict[str, int]) -> None:
+    def __init__(self, method: Callable[..., Any], sources: dict[str, tuple[int, str]]) -> None:
         self._method = method
-        self._indices = indices
+        self._sources = sources
 
     def __call__(self, *args: Any) -> Any:
-        return self._method(**{name: args[index] for name, index in self._indices.items()})
+        return self._method(
+            **{
+                name: getattr(args[index], part) if part else args[index]
+                for name, (index, part) in self._sources.items()
+            }
+        )
 
 
 class ThroughPluggy:

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from engine.attach.computed import Stage, plain_weight, transform_of
 from engine.attach.wrapper import Wrapper
 from engine.plugins.blame import PASSING, at_fault, failure
+from engine.plugins.hook_calls import adapt
 from engine.plugins.stack import Stack
 from engine.quantization.quant_types import QuantType, bits_of
 from engine.quantization.uniform import straight_through
+
+#: The arguments of ``QuantGrad.quant_backward``; NNI's manuals take the first three.
+_GRAD = ("tensor", "grad_output", "quant_type", "scale", "zero_point", "qmin", "qmax")
 
 
 class QuantGrad(torch.autograd.Function):
@@ -99,6 +103,7 @@ class FakeQuantCall:
         if quant_type == QuantType.GRADIENT:
             self.custom = stack.resolve("quant_backward")
             self.grad: type[QuantGrad] | None = None
+            self._backward = None
             return
         self.quantize = stack.resolve(f"quantize_{quant_type.key}")
         # NNI's idiom ``self.quant_grad = ClipGrad.apply`` names its class.
@@ -110,6 +115,10 @@ class FakeQuantCall:
         elif self.custom is not None and grad is None:
             grad = QuantGrad
         self.grad = grad
+        #: The gradient's own method, given those of its arguments that it takes.
+        self._backward = (
+            None if grad is None else adapt(quantizer, "quant_backward", grad.quant_backward, _GRAD)
+        )
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` quantized; anything but a floating-point tensor passes."""
@@ -161,8 +170,8 @@ class FakeQuantCall:
                 tensor, grad_output, self.quant_type, wrapper, scale, zero_point, qmin, qmax
             )
         else:
-            assert self.grad is not None
-            grad = self.grad.quant_backward(
+            assert self._backward is not None
+            grad = self._backward(
                 tensor, grad_output, self.quant_type, scale, zero_point, qmin, qmax
             )
         return grad.to(grad_output.dtype)  # a hook may compute in float32

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from engine.quantization.fake_quant_call import QuantGrad as QuantGrad
 from engine.quantization.fake_quant_call import drop_copied
 from engine.quantization.form import AffineForm, kept_form
 from engine.quantization.layer_grids import begun
+from engine.quantization.older_signatures import as_specified
 from engine.quantization.placement import Placement
 from engine.quantization.quant_types import QuantType as QuantType
 from engine.quantization.quant_types import bits_of as bits_of
@@ -46,9 +46,9 @@ class Quantizer(Compressor):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = vars(cls).get("quantize_input")
-        if own is not None and _takes_many(own):
-            cls.quantize_input = _one_input(own)  # type: ignore[method-assign]
+        for name in ("quantize_weight", "quantize_input"):
+            if own := vars(cls).get(name):
+                setattr(cls, name, as_specified(name, own))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -217,21 +217,3 @@ class Quantizer(Compressor):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_layers": QuantizedLayers()}
-
-
-def _takes_many(method: Callable[..., Any]) -> bool:
-    kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
-    return inspect.Parameter.VAR_POSITIONAL in kinds
-
-
-def _one_input(method: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Return NNI's ``quantize_input(self, *inputs, wrapper, **kwargs)`` as the hook has it."""
-
-    def quantize_input(self: Quantizer, input: Tensor, wrapper: Wrapper) -> Tensor:
-        result = method(self, input, wrapper=wrapper)
-        if isinstance(result, (tuple, list)) and len(result) == 1:
-            result = result[0]
-        return result  # type: ignore[no-any-return]
-
-    quantize_input.__doc__ = method.__doc__
-    return quantize_input
