@@ -1,8 +1,8 @@
 """Hooks of quantizers as they were written for NNI, in the form that the hook has here.
 
 There, ``quantize_input`` took ``*inputs``, and ``quantize_weight(self, wrapper, **kwargs)`` read
-the weight from the layer, ``wrapper.module.weight`` or ``wrapper.module.old_weight``. Here a layer's
-weight is computed while it is read, by this very method: it gets a stand-in for the layer.
+the weight from the layer, ``wrapper.module.weight`` or ``wrapper.module.old_weight``. Here a
+layer's weight is computed while it is read, by this very method: it gets a stand-in for the layer.
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ def _one_input(method: Callable[..., Any]) -> Callable[..., Tensor]:
 
 def _given_weight(method: Callable[..., Any]) -> Callable[..., Tensor]:
     """Return NNI's ``quantize_weight(self, wrapper, **kwargs)`` as the hook has it."""
+    parameters = inspect.signature(method).parameters.values()
+    by_name = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
 
     @functools.wraps(method, assigned=("__doc__", "__module__", "__qualname__"), updated=())
     def quantize_weight(self: Any, weight: Tensor, wrapper: Wrapper) -> Tensor:
-        return method(self, _WithWeight(wrapper, weight))  # type: ignore[no-any-return]
+        given = {"weight": weight} if by_name else {}
+        return method(self, wrapper=_WithWeight(wrapper, weight), **given)  # type: ignore[no-any-return]
 
     del quantize_weight.__wrapped__
     return quantize_weight

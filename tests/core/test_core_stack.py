@@ -47,7 +47,7 @@ class NotMarked:
 
 class WrongArgument:
     @hookimpl
-    def update_epoch(self, epcoh):
+    def update_epoch(self, epcoh, more):
         pass
 
 
