@@ -132,6 +132,4 @@ def test_a_gradient_of_unknown_arguments_is_refused_when_it_is_attached():
 
     fault = r"'grad_outptu'.+\n.+\n  did you mean 'grad_output'"
     with pytest.raises(engine.PluginError, match=fault):
-        engine.PluginError, match=r"'grad_outptu'.+\n.+\n  did you mean 'grad_output'"
-    ):
         Faulty(mlp(), QUANTIZED).compress()
