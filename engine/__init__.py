@@ -110,12 +110,23 @@ __all__ = [
 ]
 
 
+#: Packages with public names of their own: ``engine.speedup.speedup(...)`` after ``import engine``.
+_PACKAGES = frozenset(
+    (
+        *("algorithms", "analysis", "automatic", "export", "extensions"),
+        *("pruning", "quantization", "speedup", "testing"),
+    )
+)
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'engine' has no attribute {name!r}")
     from importlib import import_module
 
+    home = _HOME.get(name)
+    if home is None:
+        if name in _PACKAGES:
+            return import_module(f"engine.{name}")
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

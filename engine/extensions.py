@@ -1,21 +1,12 @@
 """Every installed extension by its class name: ``from engine.extensions import DependencyAware``.
 
-Classes are found by entry point and imported when they are first asked for. An unknown name raises
-PluginError with the nearest one; Python would hide that message behind an AttributeError's.
+Classes are found by entry point and imported when they are first asked for. An unknown name is an
+ImportError or an AttributeError with the nearest one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from engine.plugins.registry import EXTENSIONS
+from engine.plugins.registry.names import of
 
-from engine.plugins import registry
-
-
-def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module 'engine.extensions' has no attribute {name!r}")
-    return registry.find(name, registry.EXTENSIONS).load()
-
-
-def __dir__() -> list[str]:
-    return sorted(plugin.attribute for plugin in registry.extensions() if plugin.status == "ok")
+__getattr__, __dir__ = of(EXTENSIONS, __name__)

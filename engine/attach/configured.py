@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,9 +13,14 @@ from engine import config
 from engine.attach.selection import WEIGHTED_TYPES, Selected, select_layers
 from engine.attach.unusable import refuse_flat, refuse_unusable
 from engine.attach.wrapper import Wrapper
-from engine.errors import ConfigError, Problem
+from engine.errors import ConfigError, EngineError, Problem
 from engine.plugins import registry
 from engine.plugins.stack import describe
+
+#: What ``__init__`` makes, and methods ask for first.
+_MADE = frozenset(
+    ("bound_model", "config_list", "host", "wrappers", "extensions", "_stack", "_hooks")
+)
 
 
 class Configured:
@@ -45,14 +51,8 @@ class Configured:
                 [Problem(f"model is a {type(model).__name__}", "/model", None, "needs: nn.Module")],
                 type(self).__name__,
             )
-        if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
-            problem = Problem(
-                f"optimizer is a {type(optimizer).__name__}",
-                "/optimizer",
-                None,
-                "needs: torch.optim.Optimizer; with another kind leave it out and call step() "
-                "after each minibatch",
-            )
+        if fault := _fault_of_optimizer(optimizer):
+            problem = Problem(fault[0], "/optimizer", None, fault[1])
             raise ConfigError([problem], type(self).__name__)
         refuse_flat(model, type(self).__name__)
         self.bound_model = model
@@ -66,6 +66,18 @@ class Configured:
             setattr(self, name, value)
         self.wrappers: list[Wrapper] = self._wrapped()
         refuse_unusable(self.wrappers, describe(self))
+
+    if not TYPE_CHECKING:  # it would hide misspelt names from a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is missing where a subclass does not call ``super().__init__``."""
+            if name in _MADE and "wrappers" not in self.__dict__:
+                cls = type(self).__name__
+                raise EngineError(
+                    f"{cls} has no {name}: its __init__ does not call super().__init__\n"
+                    "  call super().__init__(model, config_list, optimizer) in it, first"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def get_modules_wrapper(self) -> list[Wrapper]:
         """Return one wrapper per layer that the algorithm works on, in the model's order."""
@@ -133,3 +145,21 @@ class Configured:
             check=self.check_layer,
             source=describe(self),
         )
+
+
+def _fault_of_optimizer(optimizer: Any) -> tuple[str, str] | None:
+    """Return why this is no optimizer, and what is needed; None if it is one, or none is given."""
+    if isinstance(optimizer, type):
+        name = optimizer.__name__
+        return (
+            f"optimizer is the class {name}",
+            f"needs: {name}(model.parameters(), ...)",
+        )
+    if optimizer is None or hasattr(optimizer, "register_step_post_hook"):
+        return None
+    needs = "needs: torch.optim.Optimizer; "
+    if inspect.isroutine(optimizer):
+        needs += "an evaluator or a trainer is given by name: evaluator=..., trainer=..."
+        return f"optimizer is the function {optimizer.__name__}", needs
+    needs += "with another kind leave it out and call step() after each minibatch"
+    return f"optimizer is a {type(optimizer).__name__}", needs

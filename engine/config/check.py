@@ -10,6 +10,7 @@ from engine.config import fill, schema, space
 from engine.config.choose import choose, errors, fail, look_up
 from engine.config.document import Document
 from engine.config.messages import Found, Words
+from engine.config.other_words import section_of, translated
 from engine.config.plain import escape, show
 from engine.config.reading import read
 from engine.config.schema import Schema
@@ -80,7 +81,9 @@ def check(source: str | os.PathLike[str] | Mapping[str, Any] | Document) -> Sett
     found: list[Found] = []
     pointer, section = _section(document, found)
     _one_value_each(section, pointer, document)
-    section = without_flags(section)
+    section = section_of(without_flags(section), alone=pointer == "")
+    if "config_list" in section:
+        section = {**section, "config_list": translated(section["config_list"])}
     fixed = schema.shared_definition("section")
     plugin = look_up(section.get("compressor"), found, f"{pointer}/compressor")
     kind = plugin.kind if plugin is not None else ""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from engine.config import fill, schema
 from engine.config.choose import choose, errors, fail
 from engine.config.messages import Found, Words
+from engine.config.other_words import translated
 from engine.config.reading import from_python
 from engine.config.schema import SELECTION, Schema, Shape
 from engine.plugins import registry
@@ -154,11 +155,18 @@ def _checked(
         for key, item in arguments.items()
         if key in shape.runtime or (not shape.closed and key not in shape.arguments)
     }
-    section = {key: item for key, item in arguments.items() if key not in passing}
+    # An unknown argument is reported as that, not for being a function.
+    section = {
+        key: item if key in shape.arguments else None
+        for key, item in arguments.items()
+        if key not in passing
+    }
     if config_list is not None:
         section["config_list"] = config_list
     document = from_python(section, source)
     data = document.data
+    if "config_list" in data:
+        data["config_list"] = translated(data["config_list"])
     words = Words(shape, shape.title, python=True)
     found += words.found(errors(schema.section(shape), data, *plugins))
     if found:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.config.describe import choices, needs, noun, types
+from engine.config.other_words import meant_by
 from engine.config.plain import escape, show
 from engine.config.rules import MISSING, SAID, UNKNOWN
 from engine.errors import nearest
@@ -122,6 +123,8 @@ class Words:
         word = "setting" if in_entry else "argument" if self._python else "key"
         known = [name for name in known if not (self._python and name == "config_list")]
         allowed = f"{who} allows: {', '.join(known)}" if known else f"{who} allows none"
+        if meant := meant_by(key):
+            return Found(pointer, f'unknown {word} "{key}"', f"here that is: {meant}\n  {allowed}")
         return Found(pointer, f'unknown {word} "{_cut(key)}"', allowed, near or None)
 
     def _closest(self, error: ValidationError, pointer: str, subject: str) -> Iterator[Found]:

@@ -16,6 +16,7 @@ from engine.errors import EngineError, nearest
 from engine.experiment.basic_config import BasicConfig
 from engine.experiment.protocol import print_result
 from engine.files.job import model_folder, saves_model
+from engine.plugins import registry
 
 _remembered: list[Callable[[], object]] = []
 
@@ -102,6 +103,9 @@ def _chosen(
         chosen: dict[str, Any] = dict(config)
     else:
         chosen = {key: value for key, value in config.items() if key in parameters}
+    for key, own in _AUPTIMIZERS.items():
+        if key in parameters and key not in config:
+            chosen[key] = config.get(own) or _meant(own, config)
     whole = "config" in parameters and "config" not in config
     if whole:
         chosen["config"] = config
@@ -114,10 +118,24 @@ def _chosen(
                 f'{name} needs "{key}", and the configuration has no such key\n'
                 f"  it has: {', '.join(config) or 'nothing'}{hint}"
             )
-    unused = [key for key in config if key not in chosen]
+    taken = {*chosen, *(own for key, own in _AUPTIMIZERS.items() if key in chosen), *_OF_A_JOB}
+    unused = [key for key in config if key not in taken]
     if unused and not whole:
         warnings.warn(f"{name} takes no {', '.join(unused)}", UserWarning, stacklevel=4)
     return chosen
+
+
+#: Parameters of scripts that were written for Auptimizer's decorator, and the keys that they are.
+_AUPTIMIZERS = {"compression_type": "type", "compression_framework": "framework"}
+#: Keys that every job's configuration has, whether or not its script asks for them.
+_OF_A_JOB = ("save_model", "folder_name")
+
+
+def _meant(key: str, config: BasicConfig) -> str:
+    """Return what a key stands for that the configuration leaves out."""
+    if key == "framework":
+        return "torch"
+    return registry.find(str(config.get("compressor"))).kind
 
 
 @contextlib.contextmanager

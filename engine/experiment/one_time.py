@@ -17,7 +17,7 @@ from engine.experiment.protocol import MARK, result_in
 from engine.experiment.read import Experiment
 from engine.experiment.system import joined
 from engine.files import write_whole
-from engine.files.job import environment
+from engine.files.job import environment, settings
 
 JOBS = "jobs"
 MODELS = "models"
@@ -52,7 +52,8 @@ def run_once(
     except OSError as error:
         raise EngineError(f"{jobs} cannot be written: {error.strerror}") from error
     job_file = jobs / f"{number}.json"
-    _write(job_file, json.dumps(experiment.section, indent=2))
+    own = settings(experiment.folder / MODELS / str(number), save_model=True)
+    _write(job_file, json.dumps({**experiment.section, **own}, indent=2))
     started = time.monotonic()
     output = jobs / f"{number}.out"
     command = [*experiment.command, str(job_file)]

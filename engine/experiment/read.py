@@ -57,6 +57,11 @@ class Experiment(NamedTuple):
         given: Mapping[str, str] = self.data.get("runtime_args", {}).get("env", {})
         return given
 
+    @property
+    def saves_models(self) -> bool:
+        """Whether the scripts of a search keep their models."""
+        return bool(self.data.get("resource_args", {}).get("save_model", False))
+
 
 def read_experiment(
     path: str | os.PathLike[str] | Document, *, automatic: bool | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engine.errors import ExportError
 
@@ -19,6 +20,14 @@ _SAVE = "ENGINE_SAVE_MODEL"
 def environment(models: Path, report: Path, *, save_model: bool) -> dict[str, str]:
     """Return the variables for a script whose models belong into ``models``."""
     return {_MODELS: str(models), _REPORT: str(report), _SAVE: "1" if save_model else ""}
+
+
+def settings(models: Path, *, save_model: bool) -> dict[str, Any]:
+    """Return the keys of a job's configuration that say whether and where a script saves its model.
+
+    Scripts of Auptimizer ask for them: ``if config["save_model"]: ... config["folder_name"]``.
+    """
+    return {"save_model": save_model, "folder_name": str(models)}
 
 
 def mark(report: Path | str) -> str:

@@ -24,8 +24,9 @@ sparsity  required  a number, 0 <= sparsity < 1
       Fraction of each layer's weights to remove
 op_types  none      a list of layer types, such as [Conv2d, Linear] or [default]
       Names of layer classes; "default" stands for the algorithm's own choice
-op_names  none      a list of layer names, such as [conv1, layer1.0.fc]
-      Dotted names of layers in the model; no names: layers are not chosen by name
+op_names  none      a list of layer names or patterns, such as [conv1, layer1.*.fc]
+      Dotted names of layers in the model, globs (encoder.*.query) or regular expressions
+      (re:.*_proj); no names: layers are not chosen by name
 exclude   false     true or false
       true: leave these layers alone, whatever earlier entries say
 

@@ -133,3 +133,59 @@ def test_a_gradient_of_unknown_arguments_is_refused_when_it_is_attached():
     fault = r"'grad_outptu'.+\n.+\n  did you mean 'grad_output'"
     with pytest.raises(engine.PluginError, match=fault):
         Faulty(mlp(), QUANTIZED).compress()
+
+
+class NoSuper(Pruner):
+    """The first manual's own snippet."""
+
+    def __init__(self, your_input):
+        pass
+
+    def calc_mask(self, wrapper):
+        return None
+
+
+@pytest.mark.parametrize("use", [lambda p: p.compress(), lambda p: p.get_modules_wrapper()])
+def test_a_subclass_without_super_init_is_told_so(use):
+    with pytest.raises(engine.EngineError, match=r"NoSuper has no \w+: its __init__ does not call"):
+        use(NoSuper(3))
+    assert not hasattr(NoSuper(3), "anything_else")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (torch.optim.SGD, "optimizer is the class SGD\n  needs: SGD.model.parameters"),
+        (lambda model: 0.5, r"optimizer is the function <lambda>\n  needs: .+ evaluator=\.\.\."),
+        (3, "optimizer is a int"),
+    ],
+)
+def test_what_is_no_optimizer_says_what_is_meant(optimizer, message):
+    with pytest.raises(engine.ConfigError, match=message):
+        engine.algorithms.LevelPruner(mlp(), ENTRY, optimizer)
+
+
+def test_an_argument_of_another_tool_is_named_with_what_to_write():
+    with pytest.raises(engine.ConfigError) as caught:
+        engine.algorithms.L1FilterPruner(mlp(), ENTRY, trainer=print, total_sparsity=0.5)
+    said = {problem.pointer: problem for problem in caught.value.problems}
+    assert said["/trainer"].message == 'unknown argument "trainer"'
+    assert said["/trainer"].allowed.startswith("here that is: your own loop")
+    assert "global_ranking" in said["/total_sparsity"].allowed
+
+
+@pytest.mark.parametrize("module", ["algorithms", "extensions"])
+def test_a_name_that_no_plugin_has_is_an_import_or_an_attribute_error(module):
+    names = getattr(engine, module)
+    assert not hasattr(names, "LevelPrunr")
+    with pytest.raises(AttributeError, match=r'unknown .+ "LevelPrunr"'):
+        _ = names.LevelPrunr
+    with pytest.raises(ImportError, match=r'unknown .+ "LevelPrunr"'):
+        exec(f"from engine.{module} import LevelPrunr")
+
+
+def test_everything_that_can_be_loaded_is_imported_by_a_star():
+    namespace = {}
+    exec("from engine.algorithms import *", namespace)
+    assert namespace["LevelPruner"] is engine.algorithms.LevelPruner
+    assert set(dir(engine.algorithms)) <= namespace.keys()

@@ -50,8 +50,9 @@ def test_the_last_result_counts(tmp_path: Path) -> None:
 def test_the_script_gets_the_compression_section(tmp_path: Path) -> None:
     script = "print(open(sys.argv[1]).read())\n" + REPORT
     outcome = run_once(read_experiment(experiment(tmp_path, script)))
-    assert json.loads((tmp_path / "jobs" / "0.json").read_text()) == SECTION
-    assert json.dumps(SECTION, indent=2) in outcome.output.read_text()
+    job = json.loads((tmp_path / "jobs" / "0.json").read_text())
+    assert job == {**SECTION, "save_model": True, "folder_name": str(tmp_path / "models" / "0")}
+    assert json.dumps(job, indent=2) in outcome.output.read_text()
 
 
 def test_each_run_has_files_of_its_own(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Local:
         variables = {} if len(self.places) == 1 else threads(len(self.places))
         if self._kind == "gpu":
             variables["CUDA_VISIBLE_DEVICES"] = place.partition("#")[0]
-        keep = self._experiment.data.get("resource_args", {}).get("save_model", False)
+        keep = self._experiment.saves_models
         variables |= environment(job.models, job.report, save_model=keep)
         return Script(
             [*self._experiment.command, str(job.config)],

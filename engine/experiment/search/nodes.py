@@ -62,7 +62,7 @@ class Nodes:
 
     def _there(self, below: str, job: JobFiles, beside: int) -> str:
         """Return the shell commands for the machine, which runs ``beside`` trials at a time."""
-        keep = self._experiment.data.get("resource_args", {}).get("save_model", False)
+        keep = self._experiment.saves_models
         own = environment(Path("$job/models"), Path("$job/report.json"), save_model=keep)
         own["PYTHONUNBUFFERED"] = "1"
         given = self._experiment.environment.items()
@@ -73,6 +73,8 @@ class Nodes:
         program = shlex.quote(script)
         # A command's length has a limit: no spaces between.
         config = json.loads(job.config.read_text(encoding="utf-8"))
+        if "folder_name" in config:
+            config["folder_name"] = f"{below}/models"
         text = shlex.quote(json.dumps(config, separators=(",", ":")))
         return (
             f"[ -x {program} ] || {{ echo {program} is not a program there; exit {_LOST}; }}\n"

@@ -24,6 +24,7 @@ from engine.experiment.search.storage import errors_told
 from engine.experiment.search.study import require_optuna
 from engine.experiment.search.trial import RunningTrial
 from engine.experiment.system import require_psutil
+from engine.files.job import settings
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -137,10 +138,12 @@ class Runner:
             return
         self._left -= 1
         configuration = self.plan.configuration(trial.params)
+        job = self.folder.job(trial.number)
+        own = settings(job.models, save_model=self.experiment.saves_models)
         running = RunningTrial(
             trial,
-            configuration,
-            self.folder.job(trial.number),
+            {**configuration, **own},
+            job,
             self._executor,
             place,
             labels=self.search.labels or None,

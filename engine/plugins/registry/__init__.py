@@ -34,6 +34,7 @@ __all__ = [
     "extensions",
     "find",
     "find_class",
+    "in_group",
     "refresh",
     "resolve",
 ]
@@ -69,14 +70,19 @@ def refresh() -> None:
     importlib.invalidate_caches()
 
 
+def in_group(group: str) -> list[Plugin]:
+    """Return every plugin of an entry-point group, sorted by name, usable or not."""
+    return _catalog().group(group)
+
+
 def algorithms() -> list[Plugin]:
     """Return every algorithm that is installed, sorted by name, usable or not."""
-    return _catalog().group(ALGORITHMS)
+    return in_group(ALGORITHMS)
 
 
 def extensions() -> list[Plugin]:
     """Return every extension that is installed, sorted by name, usable or not."""
-    return _catalog().group(EXTENSIONS)
+    return in_group(EXTENSIONS)
 
 
 def resolve(name: str, group: str = ALGORITHMS) -> Plugin | Refusal:

@@ -15,6 +15,10 @@ from engine.pruning.schedule import Schedule
 Plan = Mapping[str, float]
 
 
+#: What NNI's SensitivityPruner and NetAdaptPruner call ``trainer``.
+_NNIS_TRAINERS = {"finetuner", "short_term_fine_tuner"}
+
+
 class PlannedPruner(Schedule):
     """A schedule that gives each layer the sparsity of ``plan``, with what a search is given.
 
@@ -59,6 +63,8 @@ class PlannedPruner(Schedule):
         reconstruction_batches: Iterable[Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in _NNIS_TRAINERS & kwargs.keys():
+            trainer = kwargs.pop(name) if trainer is None else trainer
         self.evaluator = evaluator
         self.trainer = trainer
         self.reconstruction_batches = reconstruction_batches

@@ -45,6 +45,8 @@ class AutomaticPruner(PlannedPruner):
         self._steps = 0
         self._journal = Journal(None, {})
         self._restored = False
+        #: What plans scored that remove the same from the model as it is now, by that and epochs.
+        self._metrics: dict[tuple[str, int], float] = {}
         self._reconstruction: Reconstruction | None = None
 
     # -- what a subclass implements, and what it has for that ----------------------------------
@@ -69,13 +71,19 @@ class AutomaticPruner(PlannedPruner):
             keep: keep what training made of it, for :meth:`adopt`.
         """
         layers = self.layers_of(plan)
+        key = self._cost.key(plan), epochs
         known = self._journal.known(what, layers)
         if known is not None:
+            self._metrics[key] = known.metric
             return Attempt(known, dict(plan), epochs, None)
-        with self._masks.tried(layers):
-            self._fine_tune(epochs)
-            state = Snapshot(self) if keep and epochs else None
-            metric = self._user.evaluate(self.bound_model)
+        state = None
+        metric = self._metrics.get(key)
+        if metric is None or (keep and epochs):
+            with self._masks.tried(layers):
+                self._fine_tune(epochs)
+                state = Snapshot(self) if keep and epochs else None
+                metric = self._user.evaluate(self.bound_model)
+            self._metrics[key] = metric
         trial = self._journal.add(what, layers, metric, self.removed(plan))
         self._say(trial)
         return Attempt(trial, dict(plan), epochs, state)
@@ -97,6 +105,7 @@ class AutomaticPruner(PlannedPruner):
 
     def set_plan(self, plan: Plan) -> None:
         """Mask the model by a plan, sparsity by unit. Filters that are gone already stay gone."""
+        self._metrics.clear()
         self._masks.set(self.layers_of(plan))
 
     def masked(self, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -105,6 +114,7 @@ class AutomaticPruner(PlannedPruner):
 
     def train(self, epochs: int, first: int = 0) -> None:
         """Train the model under its masks, for epochs that count from ``first``."""
+        self._metrics.clear()
         for epoch in range(first, first + epochs):
             self.update_epoch(epoch)
             self._user.train(self.bound_model, epoch)
@@ -117,6 +127,7 @@ class AutomaticPruner(PlannedPruner):
     def once(self, work: Callable[[], None]) -> None:
         """Do a step that changes the model, or load what it made if an earlier run has done it."""
         self._steps += 1
+        self._metrics.clear()
         if self._steps < self._journal.saved_steps:
             return
         if self._steps == self._journal.saved_steps:
