@@ -8,6 +8,7 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    config.addinivalue_line("markers", "gpu: is about a CUDA device; see tests/gpu/conftest.py")
     # The models are tiny: threads would cost more than they save, above all under pytest-xdist.
     torch.set_num_threads(1)
 

@@ -118,6 +118,7 @@ class Compressor(Configured):
             self._before_step if learned else stack.resolve("before_step"),
             self._after_step,
             self._weights_replaced,
+            counts=self._tell_step is not None,
         )
         if learned and self.optimizer is not None:
             learned.join(self.optimizer)

@@ -19,6 +19,8 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from engine.attach.scaled_steps import is_skipped, unscale
+
 
 class OptimizerHooks:
     """Calls ``before`` and ``after`` around each step of the optimizer that trains ``model``.
@@ -28,7 +30,9 @@ class OptimizerHooks:
         optimizer: the optimizer that trains it; None stands for any that updates its parameters.
         before: called before a step; None where nobody needs it.
         after: called after a step.
-        moved: called after a step of an optimizer that updates the model but is not the given one.
+        moved: called after a step of an optimizer that updates the model but is not the given one,
+            or of one that a scaler makes skip it.
+        counts: whether it matters if a step is skipped; to know it, a device may be waited for.
 
     Attributes:
         seen: whether an optimizer has stepped (or was given), so that ``compressor.step()`` has
@@ -42,6 +46,8 @@ class OptimizerHooks:
         before: Callable[[], None] | None,
         after: Callable[[], None],
         moved: Callable[[], None],
+        *,
+        counts: bool = True,
     ) -> None:
         self.seen = optimizer is not None
         self._model = model
@@ -50,6 +56,7 @@ class OptimizerHooks:
         self._main = optimizer
         self._last: Optimizer | None = None
         self._counts = False
+        self._asks = counts or before is not None
         self._before = before
         self._after = after
         self._moved = moved
@@ -80,9 +87,12 @@ class OptimizerHooks:
             self._counts = self._main is None or self._last is optimizer
             if self._counts:
                 self._main = optimizer
+        if self._counts and self._asks and is_skipped(optimizer):
+            self._counts = False
         before = self._before
         if before is None or not self._counts:
             return closure
+        unscale(optimizer)
         if closure is None:
             before()
             return None

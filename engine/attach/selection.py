@@ -3,18 +3,20 @@
 Entries apply in order; a later entry that matches a layer replaces an earlier one for it, whole;
 ``exclude`` takes the layer out. ``op_types`` are names of layer classes, base classes included
 (``Linear`` also selects a subclass of ``nn.Linear``); ``default`` stands for the algorithm's own
-types. ``op_names`` are dotted module names. Where both are given, both must match.
+types. ``op_names`` are dotted module names, or patterns of them. Where both are given, both must
+match. A pattern in an entry without types looks among the layers that ``default`` stands for, since
+``encoder.*`` is no wish to prune containers and activations.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from engine.attach.names import Names, NoLayerError, count
 from engine.errors import ConfigError, Problem, nearest
 
 #: Layers whose output channels are filters.
@@ -81,27 +83,29 @@ def select_layers(
         for name, module in model.named_modules(remove_duplicate=False)
     }
     types = {name: _class_names(module) for name, module in layers.items()}
-    present = sorted({cls for names in types.values() for cls in names})
+    names = Names(every_name, types)
+    present = sorted({cls for classes in types.values() for cls in classes})
     chosen: dict[str, tuple[Mapping[str, Any], int]] = {}
     for index, entry in enumerate(entries):
         wanted_types = _expand(entry.get("op_types"), default_types)
         wanted_names = None
         if "op_names" in entry:
             wanted_names = set()
+            among = wanted_types
+            if among is None and not entry.get("exclude", False):
+                among = set(default_types)
             for place, name in enumerate(entry["op_names"]):
-                if name in every_name:
-                    wanted_names.add(every_name[name])
-                    continue
-                known, hint = _near_names(name, every_name)
-                report(
-                    f"/{index}/op_names/{place}", f'the model has no layer "{name}"', known, hint
-                )
+                try:
+                    wanted_names |= names.called(name, among)
+                except NoLayerError as missing:
+                    where = f"/{index}/op_names/{place}"
+                    report(where, missing.message, missing.allowed, missing.hint)
         for place, name in enumerate(entry.get("op_types", ())):
             if name != "default" and name not in present:
                 report(
                     f"/{index}/op_types/{place}",
                     f'the model has no layer of type "{name}"',
-                    f"it has: {', '.join(sorted({names[0] for names in types.values()}))}",
+                    f"it has: {', '.join(sorted({classes[0] for classes in types.values()}))}",
                     nearest(name, present),
                 )
         matched = [
@@ -173,16 +177,5 @@ def _expand(op_types: Sequence[str] | None, default_types: Sequence[str]) -> set
     }
 
 
-def _near_names(name: str, every_name: Mapping[str, str]) -> tuple[str, str | None]:
-    near = difflib.get_close_matches(name, every_name, n=4, cutoff=0.5)
-    shown = near or [known for known in every_name if known][:6]
-    return f"layers are: {', '.join(shown)}{', ...' if len(every_name) > len(shown) else ''}", (
-        near[0] if near else None
-    )
-
-
 def _offer(types: Mapping[str, list[str]]) -> str:
-    counts: dict[str, int] = {}
-    for names in types.values():
-        counts[names[0]] = counts.get(names[0], 0) + 1
-    return "the model has: " + ", ".join(f"{n} {cls}" for cls, n in sorted(counts.items()))
+    return f"the model has: {count(classes[0] for classes in types.values())}"

@@ -15,6 +15,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from engine.config.patterns import fault_of
 from engine.config.plain import show
 from engine.errors import nearest
 
@@ -85,6 +86,7 @@ def entry(rule: dict[str, Any], instance: Any, schema: dict[str, Any]) -> Iterat
             (),
             "an entry says which layers it is for: op_types: [default], for one",
         )
+    yield from _patterns(instance.get("op_names"))
     if instance.get("exclude") is True:
         for key in instance:
             if key in known and key not in (*_SELECTORS, "exclude"):
@@ -95,6 +97,13 @@ def entry(rule: dict[str, Any], instance: Any, schema: dict[str, Any]) -> Iterat
     for key in rule["required"]:
         if key not in instance and key not in meant:
             yield Broken(MISSING, key)
+
+
+def _patterns(names: Any) -> Iterator[Broken]:
+    for place, name in enumerate(names if isinstance(names, list) else ()):
+        fault = fault_of(name) if isinstance(name, str) else None
+        if fault:
+            yield Broken(SAID, fault, ("op_names", place), 'allowed: a name, a glob, or "re:..."')
 
 
 def _number(instance: dict[str, Any], schema: dict[str, Any], key: str) -> float | None:

@@ -58,7 +58,7 @@ def relatives(roots: Iterable[psutil.Process], marks: Collection[str]) -> list[p
     for each in list(found.values()):
         with contextlib.suppress(psutil.Error, OSError):
             found |= {child.pid: child for child in each.children(recursive=True)}
-    for each in (psutil.Process(), *psutil.Process().parents()):
+    for each in _own():
         found.pop(each.pid, None)
     return [each for each in found.values() if _runs(each)]
 
@@ -97,3 +97,11 @@ def _runs(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error, OSError):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def _own() -> list[psutil.Process]:
+    """Return this process and those that it runs in."""
+    found = [psutil.Process()]
+    with contextlib.suppress(psutil.Error, OSError):
+        found += found[0].parents()
+    return found

@@ -119,17 +119,21 @@ class _Family:
 
     def find(self) -> None:
         """Look for what has left the process group, while its parents can still be asked."""
-        if self._psutil:
-            sys.path += [os.path.dirname(os.path.abspath(__file__)), self._psutil]
-            self._tools = importlib.import_module("family")
-            root = self._tools.running(self._process.pid)
-            self._members = self._tools.relatives([] if root is None else [root], self._marks)
+        if not self._psutil:
+            return
+        sys.path += [os.path.dirname(os.path.abspath(__file__)), self._psutil]
+        # Whatever psutil cannot do here: the script itself is ended all the same.
+        with contextlib.suppress(Exception):
+            tools = importlib.import_module("family")
+            root = tools.running(self._process.pid)
+            self._members = tools.relatives([] if root is None else [root], self._marks)
+            self._tools = tools
 
     def end(self, grace: float) -> None:
         """End all of it, politely first."""
-        self._signal_group("SIGTERM")
         if self._tools is not None:
-            self._tools.terminate(self._members)
+            self._tools.terminate(filter(self._is_apart, self._members))
+        self._signal_group("SIGTERM")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=grace)
         self._kill()
@@ -146,10 +150,19 @@ class _Family:
         if self._tools is not None:
             self._tools.kill(self._members)
 
+    def _is_apart(self, member: Any) -> bool:
+        """Return whether a process is in no group that is told anyway: once has to be enough."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            return not hasattr(os, "getpgid") or os.getpgid(member.pid) != self._process.pid
+        return False
+
     def _signal_group(self, name: str) -> None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        """Signal the group; where there are none, end the script, which is all that can be done."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, getattr(signal, name))
+            else:
+                self._process.terminate()
 
 
 def _write(path: str, record: dict[str, Any]) -> None:

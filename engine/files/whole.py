@@ -5,6 +5,7 @@ torch is imported where tensors are read or written: writing a text file does no
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable
@@ -57,10 +58,14 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
 
 
 def save_tensors(path: PathLike, value: Any) -> Path:
-    """Save tensors and plain containers with ``torch.save``, whole or not at all."""
+    """Save tensors and plain containers with ``torch.save``, whole or not at all.
+
+    The file holds tensors of the CPU: one of a card's can only be read where there is such a card.
+    """
     import torch
 
-    return write_whole(path, lambda temporary: torch.save(value, temporary))
+    saved = _on_cpu(value, {})
+    return write_whole(path, lambda temporary: torch.save(saved, temporary))
 
 
 def load_tensors(path: PathLike, map_location: Any = "cpu") -> Any:
@@ -93,6 +98,29 @@ def load_tensors(path: PathLike, map_location: Any = "cpu") -> Any:
             f"{path} cannot be loaded: {what}\n"
             "  it must be a complete file written by torch.save, holding tensors only"
         ) from error
+
+
+def _on_cpu(value: Any, known: dict[tuple[Any, ...], Any]) -> Any:
+    """Return ``value`` with its tensors on the CPU; those that are one tensor remain one."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.device.type in ("cpu", "meta"):
+            return value
+        if value.layout != torch.strided or not value.numel():
+            return value.cpu()
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if place not in known:
+            known[place] = value.cpu()
+        return known[place]
+    if isinstance(value, dict):
+        moved = copy.copy(value)  # a state_dict has an attribute, too
+        for key, inner in value.items():
+            moved[key] = _on_cpu(inner, known)
+        return moved
+    if type(value) in (list, tuple):
+        return type(value)(_on_cpu(inner, known) for inner in value)
+    return value
 
 
 def _umask() -> int:

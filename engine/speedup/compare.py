@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from engine.speedup.float32_products import float32_products
 from engine.speedup.nested import tensors_in
 
 #: Relative to the largest output, by dtype: how far outputs of the smaller model may be off.
@@ -42,7 +43,7 @@ def run(
     """
     args, kwargs = copied(inputs)
     devices = {t.device.index or 0 for t in tensors_in(inputs) if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), float32_products():
         torch.manual_seed(0)
         with mode or nullcontext():
             return model(*args, **kwargs)

@@ -65,10 +65,14 @@ class Subject:
         return self._example(seed)[0]
 
     def inputs(self, seed: int = 0, like: nn.Module | None = None) -> tuple[Tensor, ...]:
-        """Return example inputs for :meth:`model`, in the floating dtype of ``like``."""
+        """Return example inputs for :meth:`model`, of the floating dtype and device of ``like``."""
         inputs = self._example(seed)[1]
-        dtype = torch.float32 if like is None else next(like.parameters()).dtype
-        return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        if like is None:
+            return inputs
+        first = next(like.parameters())
+        return tuple(
+            x.to(first.device, first.dtype if x.is_floating_point() else x.dtype) for x in inputs
+        )
 
     def _example(self, seed: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
         with torch.random.fork_rng(devices=[]):
@@ -180,7 +184,8 @@ class Subject:
                 start()
             for batch in range(batches):
                 model = compressor.bound_model
-                self._step(forward or model, model, optimizer, 1000 * number + batch)
+                run = model if forward is None else forward  # a compiled one has no truth value
+                self._step(run, model, optimizer, 1000 * number + batch)
 
     def _step(
         self, forward: Callable[..., Any], model: nn.Module, optimizer: Optimizer, place: int

@@ -17,6 +17,8 @@ import engine
 #: What a script gets when it imports this package, and what this package imports.
 _NEEDED = ("engine", "plugins_builtin", "torch", "yaml", "pluggy", "jsonschema", "numpy")
 _IMPORTS = re.compile(r"^\s*(?:import|from)\s+engine\b", re.MULTILINE)
+#: Options with which Python does not look beside the script.
+_SAFE = re.compile(r"\s-[A-Za-z]*[IP]")
 #: A file of this package that no other one of its name has.
 _OURS = "hookspecs.py"
 
@@ -50,7 +52,10 @@ def shadow(script: Path) -> Shadow | None:
         text = script.read_bytes().decode("utf-8", errors="replace")
     except OSError:
         return None
-    if script.suffix != ".py" and "python" not in text.partition("\n")[0]:
+    first = text.partition("\n")[0]
+    if script.suffix != ".py" and "python" not in first:
+        return None
+    if os.environ.get("PYTHONSAFEPATH") or (first.startswith("#!") and _SAFE.search(first)):
         return None
     for module in _NEEDED:
         file = hiding(script.resolve().parent, module)

@@ -102,12 +102,12 @@ ONE_MISTAKE = [
     (
         entry("level", {"sparsity": 0.5, "op_names": []}),
         "/config_list/0/op_names\n  the list is empty\n"
-        "  level needs: a list of layer names, such as [conv1, layer1.0.fc]",
+        "  level needs: a list of layer names or patterns, such as [conv1, layer1.*.fc]",
     ),
     (
         entry("level", {"sparsity": 0.5, "op_names": ["a", "b", "a"]}),
         '/config_list/0/op_names\n  "a" is given twice\n'
-        "  level needs: a list of layer names, such as [conv1, layer1.0.fc]",
+        "  level needs: a list of layer names or patterns, such as [conv1, layer1.*.fc]",
     ),
     (
         entry("level", {"sparsity": 0.5, "op_names": [""]}),

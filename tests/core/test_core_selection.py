@@ -281,3 +281,76 @@ def test_a_schedule_drives_pruners_only(given):
     with pytest.raises(ConfigError, match="is no pruner") as caught:
         AGPPruner(mlp(), entries, pruning_algorithm=given)
     assert caught.value.problems[0].pointer == "/pruning_algorithm"
+
+
+class Decoder(nn.Module):
+    """Two blocks with containers, activations and norms in them, as language models have."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {"q_proj": nn.Linear(4, 4), "act": nn.ReLU(), "norm": nn.LayerNorm(4)}
+                | {"down_proj": nn.Linear(4, 4)}
+            )
+            for _ in range(12)
+        )
+        self.head = nn.Linear(4, 10)
+
+
+def numbers(model, *entries):
+    return [name for name, _ in chosen(model, *entries)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("layers.*.q_proj", [f"layers.{n}.q_proj" for n in range(12)]),
+        ("layers.1?.down_proj", ["layers.10.down_proj", "layers.11.down_proj"]),
+        ("layers.[02].*", [f"layers.{n}.{k}_proj" for n in (0, 2) for k in ("q", "down")]),
+        ("re:layers\\.(3|11)\\.q_.*", ["layers.3.q_proj", "layers.11.q_proj"]),
+        ("re:head|embed", ["embed", "head"]),
+        ("h*", ["head"]),
+    ],
+)
+def test_a_pattern_selects_whole_names_of_layers_with_weights(pattern, expected):
+    assert numbers(Decoder(), {"op_names": [pattern], "sparsity": 0.5}) == expected
+
+
+def test_a_pattern_with_types_looks_among_these():
+    entry = {"op_names": ["layers.0.*"], "op_types": ["LayerNorm"], "sparsity": 0.5}
+    assert numbers(Decoder(), entry) == ["layers.0.norm"]
+
+
+def test_an_excluding_pattern_leaves_all_that_it_matches_alone():
+    entries = [DEFAULT, {"op_names": ["layers.*", "embed"], "exclude": True}]
+    assert numbers(Decoder(), *entries) == ["head"]
+
+
+def test_a_layer_that_is_called_like_a_pattern_comes_first():
+    model = nn.Sequential()
+    model.add_module("a*", nn.Linear(2, 2))
+    model.add_module("ab", nn.Linear(2, 2))
+    assert numbers(model, {"op_names": ["a*"], "sparsity": 0.5}) == ["a*"]
+
+
+def test_a_pattern_that_matches_nothing_is_reported_with_the_nearest_names():
+    error = messages(Decoder(), {"op_names": ["layers.*.q_porj"], "sparsity": 0.5})
+    (problem,) = error.problems
+    assert problem.pointer == "/config_list/0/op_names/0"
+    assert problem.message == 'no layer of the model matches "layers.*.q_porj"'
+    assert problem.allowed.startswith("layers are: layers.9.q_proj, layers.8.q_proj, ")
+    assert "q_proj" in problem.suggestion
+
+
+def test_a_pattern_that_matches_other_types_only_says_which():
+    error = messages(Decoder(), {"op_names": ["*.act"], "op_types": ["Linear"], "sparsity": 0.5})
+    assert error.problems[0].message == '12 modules match "*.act", none is of a type looked for'
+    assert error.problems[0].allowed == "looked for: Linear; they are: 12 ReLU"
+
+
+def test_a_regular_expression_that_is_none_is_a_mistake_of_the_file():
+    with pytest.raises(ConfigError, match=r'"re:\(a" is no regular expression: .+') as caught:
+        LevelPruner(mlp(), [{"op_names": ["re:(a"], "sparsity": 0.5}])
+    assert caught.value.problems[0].pointer == "/config_list/0/op_names/0"

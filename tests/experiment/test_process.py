@@ -73,6 +73,29 @@ def test_a_guard_that_is_killed_takes_the_script_along(tmp_path: Path) -> None:
     assert not (tmp_path / "exit").exists()
 
 
+def test_what_has_left_the_session_of_a_script_may_tidy_up_as_well(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess\n"
+        "def tidy(*_):\n"
+        "    with open('told', 'a') as file: file.write(sys.argv[-1] + ' ')\n"
+        "signal.signal(signal.SIGTERM, tidy)\n"
+        "print(sys.argv[-1], flush=True)\n"
+        "if sys.argv[-1] in ('apart', 'beside'): time.sleep(1.5); sys.exit()\n"
+        "for name in ('apart', 'beside'):\n"
+        "    words = [*sys.orig_argv, name]\n"
+        "    subprocess.Popen(words, start_new_session=name == 'apart', stdout=2)\n"
+        "time.sleep(1.5)\n"
+    )
+    running = script(tmp_path, code)
+    seen: list[str] = []
+    while len(seen) < 3:
+        seen += running.lines()
+        time.sleep(0.01)
+    running.stop()
+    running.close()
+    assert sorted((tmp_path / "told").read_text().split()) == ["-c", "apart", "beside"]
+
+
 def test_without_psutil_a_guard_that_is_killed_takes_the_group_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

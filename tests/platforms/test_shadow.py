@@ -113,6 +113,17 @@ def test_a_program_in_another_language_is_left_alone(
     assert main(["validate", file]) == 0
 
 
+def test_python_may_be_told_not_to_look_beside_the_script(
+    write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(USES_OURS, engine=THEIRS)
+    (tmp_path / "train.py").write_text(f"#!{sys.executable} -P\n{USES_OURS}")
+    assert main(["validate", file]) == 0
+    assert main(["validate", write(USES_OURS)]) == 2
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert main(["validate", file]) == 0
+
+
 def test_the_file_of_a_link_is_where_python_looks(
     write: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_on_a_mac_the_missing_gpus_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(EngineError, match="macOS has no GPUs of NVIDIA's"):
         executors._gpus(None, 1)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, {"range": [0.1, 0.9], "type": "float"}])
+def test_what_only_a_run_needs_is_not_imported_to_validate(
+    experiment: Callable[..., Path], sparsity: object
+) -> None:
+    code = "import sys; from engine.cli import main; main(sys.argv[1:]); "
+    code += "print({'psutil', 'filelock', 'torch', 'optuna'} & sys.modules.keys())"
+    words = [sys.executable, "-c", code, "validate", str(experiment(sparsity))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
