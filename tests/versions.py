@@ -19,6 +19,7 @@ import datetime
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -163,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="keep the environments here, to use them again")
     parser.add_argument("--pytest", default="", help="further options for pytest, in one word")
     options = parser.parse_args(arguments)
+    # A shell's background jobs ignore it, and so would the scripts that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"| {' | '.join(Row._fields)} |\n|{'---|' * len(Row._fields)}", flush=True)
     failed = False
     for request in map(Request.parse, options.environments):

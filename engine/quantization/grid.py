@@ -8,7 +8,6 @@ NaN before there is one, and ``{key}_seen``, whether there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -229,5 +228,11 @@ class Grid:
         self.buffer("zero_point", scale.device).copy_(zero_point)
 
 
-#: PyTorch before 2.7 does not say; there a quantized model is exported by ``export_model`` only.
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+def _is_exporting() -> bool:
+    """Return whether ``torch.export`` makes a graph.
+
+    The flag itself is asked: in PyTorch up to 2.11, ``torch.compiler.is_exporting()`` is true in
+    whatever ``torch.compile`` traces, and compiled training would follow no range.
+    """
+    flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
