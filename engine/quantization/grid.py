@@ -8,7 +8,6 @@ NaN before there is one, and ``{key}_seen``, whether there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -229,5 +228,11 @@ class Grid:
         self.buffer("zero_point", scale.device).copy_(zero_point)
 
 
-#: PyTorch before 2.7 does not say; there a quantized model is exported by ``export_model`` only.
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+def _is_exporting() -> bool:
+    """Return whether ``torch.export`` is tracing; ``torch.compile`` is not that.
+
+    The flag is read, not ``torch.compiler.is_exporting()``: that is true in a compiled model of
+    PyTorch 2.11, whose ranges would never begin. PyTorch before 2.7 has neither; there a quantized
+    model is exported by ``export_model`` only.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
