@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator
 import pretended
 import pytest
 import torch
+from runs import CountWaits
 
 from engine.testing.subject import detach_all
 
 CHOSEN = os.environ.get("ENGINE_TEST_DEVICE", "cuda")
 _card = pretended.card() if CHOSEN == "pretended" else None
-
-#: Returns the number of waits of the engine and its plugins in one call, by place in the source.
-CountWaits = Callable[[Callable[[], object]], Counter[str]]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Runs of a plugin on a device, the same on any: what the tests of this folder compare."""
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,6 +28,9 @@ PRUNERS = _named("pruning")
 QUANTIZERS = _named("quantization")
 
 CPU = torch.device("cpu")
+
+#: Returns the number of waits of the engine and its plugins in one call, by place in the source.
+CountWaits = Callable[[Callable[[], object]], Counter[str]]
 
 
 def subject(name: str) -> Subject:

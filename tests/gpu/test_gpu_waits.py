@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import CountWaits
-from runs import ALGORITHMS, CPU, at_rest, moving, subject
+from runs import ALGORITHMS, CPU, CountWaits, at_rest, moving, subject
 from torch import nn
 
 from engine import Compressor
