@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from engine.attach.model_hooks import OwnHook
+from engine.attach.recomputed import is_recomputed
 from engine.attach.wrapper import Wrapper
 
 Collector = Callable[[Wrapper, tuple[Any, ...], Any], None]
@@ -21,12 +23,13 @@ class ActivationCollectors:
         self._added = 0
 
     def add(self, wrappers: Sequence[Wrapper], collector: Collector) -> int:
-        """Call ``collector(wrapper, input, output)`` from now on; return its number."""
+        """Call ``collector(wrapper, input, output)`` from now on; return its number.
+
+        A recomputed forward shows it nothing new, and is not told.
+        """
         self._added += 1
         self._handles[self._added] = [
-            wrapper.module.register_forward_hook(
-                OwnHook(lambda module, args, output, w=wrapper: collector(w, args, output))
-            )
+            wrapper.module.register_forward_hook(OwnHook(_Telling(wrapper, collector)))
             for wrapper in wrappers
         ]
         return self._added
@@ -49,3 +52,15 @@ class ActivationCollectors:
         """Take all collectors away."""
         for identifier in list(self._handles):
             self.remove(identifier)
+
+
+class _Telling:
+    """A forward hook that calls a collector with the layer's wrapper."""
+
+    def __init__(self, wrapper: Wrapper, collector: Collector) -> None:
+        self._wrapper = wrapper
+        self._collector = collector
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not is_recomputed():
+            self._collector(self._wrapper, args, output)

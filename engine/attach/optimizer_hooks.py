@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
@@ -19,6 +20,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from engine.attach.recomputed import is_recomputed
 from engine.attach.scaled_steps import is_skipped, unscale
 
 
@@ -35,6 +37,7 @@ class OptimizerHooks:
         counts: whether it matters if a step is skipped; to know it, a device may be waited for.
 
     Attributes:
+        spared: ids of parameters that are not to be changed by what is called after a step.
         seen: whether an optimizer has stepped (or was given), so that ``compressor.step()`` has
             nothing left to do.
     """
@@ -56,6 +59,8 @@ class OptimizerHooks:
         self._main = optimizer
         self._last: Optimizer | None = None
         self._counts = False
+        self._steps = 0
+        self.spared: frozenset[int] = frozenset()
         self._asks = counts or before is not None
         self._before = before
         self._after = after
@@ -106,22 +111,64 @@ class OptimizerHooks:
         return with_gradients
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Be told that ``optimizer`` has stepped."""
-        if self._counts:
-            self.seen = True
-            self._last = optimizer
-            self._after()
-        elif self._concerns(optimizer):
-            self._last = optimizer
-            self._moved()
+        """Be told that ``optimizer`` has stepped.
+
+        One that steps within the backward pass is one of several, each with some parameters: what
+        it holds may be changed now, and what follows a minibatch comes when the pass is over.
+        """
+        counts = self._counts
+        if not (counts or self._concerns(optimizer)):
+            return
+        self._last = optimizer
+        within_backward = is_recomputed()
+        self.spared = self._spared(optimizer, within_backward)
+        try:
+            if not counts:
+                self._moved()
+            elif within_backward:
+                self._moved()
+                torch.autograd.Variable._execution_engine.queue_callback(self._backward_is_over)
+            else:
+                self._minibatch_is_done()
+        finally:
+            self.spared = frozenset()
+
+    def _backward_is_over(self) -> None:
+        self.spared = frozenset()
+        self._minibatch_is_done()
+
+    def _minibatch_is_done(self) -> None:
+        self.seen = True
+        self._steps += 1
+        self._after()
+
+    def _spared(self, optimizer: Optimizer, within_backward: bool) -> frozenset[int]:
+        """Return the ids of the parameters that must not be changed after a step of ``optimizer``.
+
+        Another optimizer's: a graph that its gradients need may be alive. What no optimizer has
+        been seen to train may be another one's that has not stepped yet.
+        """
+        others = [o for o, (_, ours) in self._trains.items() if ours and o is not optimizer]
+        if self._steps > 1 and not others and not within_backward:
+            return frozenset()
+        trained = {id(p) for p in self._model.parameters() if p.requires_grad}
+        if within_backward:
+            return frozenset(trained - _held(optimizer))
+        known = _held(optimizer).union(*map(_held, others))
+        unknown = trained - known if self._steps <= 1 else set()
+        return frozenset(unknown.union(*map(_held, others)) - _held(optimizer))
 
     def _concerns(self, optimizer: Optimizer) -> bool:
         groups, known = self._trains.get(optimizer, (0, False))
         if groups != len(optimizer.param_groups):
-            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            trained = _held(optimizer)
             known = any(id(p) in trained for p in self._model.parameters())
             self._trains[optimizer] = len(optimizer.param_groups), known
         return known
+
+
+def _held(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 class _ProcessHooks:

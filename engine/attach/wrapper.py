@@ -48,6 +48,7 @@ class Wrapper(nn.Module):
     config: dict[str, Any]
     sparsity: float | None
     grids: dict[str, KeptGrid]
+    origin: Wrapper | None
 
     def __init__(self, module: nn.Module, name: str, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -58,6 +59,9 @@ class Wrapper(nn.Module):
         self.config = dict(config)
         self.sparsity = None
         self.grids = {}
+        # Not a submodule, and not copied: of a copied model's wrapper, the one that it was copied
+        # from, which may have seen what the copy has not.
+        self.__dict__["origin"] = None
         self.register_buffer("weight_mask", None)
         self.register_buffer("bias_mask", None)
         self._own = frozenset(self.__dict__) - {"sparsity"}
@@ -71,6 +75,10 @@ class Wrapper(nn.Module):
             else:
                 value = self._buffers[name] = value.to(device)
         return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the origin out: a copy or a pickle holds one model."""
+        return {**self.__dict__, "origin": None}
 
     def attributes(self) -> dict[str, Any]:
         """Return what algorithms keep on the wrapper beside buffers: ``sparsity`` and their own."""

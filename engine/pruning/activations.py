@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from engine.attach.model_hooks import OwnHook
+from engine.attach.recomputed import is_recomputed
 from engine.attach.wrapper import Wrapper
 from engine.pruning.channels import Channels
 
@@ -106,7 +107,7 @@ class ActivationWatch(TorchFunctionMode):
             self._followed.clear()
 
     def _follow(self, wrapper: Wrapper, output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_recomputed():
             return
         if not isinstance(output, Tensor) or not self._wants(wrapper):
             return

@@ -152,6 +152,8 @@ class MaskHolder(Compressor):
     def apply_masks(self) -> None:
         """Multiply the masks into the parameters, in place, all at once.
 
+        After the step of one optimizer of several, those that the others train are left to these.
+
         Where masks are soft (``straight_through``) the layer computes its masked weight; biases and
         what is masked along with filters, such as norms, are masked in place there, too.
         """
@@ -170,6 +172,10 @@ class MaskHolder(Compressor):
             if parameter is not None and mask is not None:
                 parameters.append(parameter)
                 masks.append(mask)
+        spared = self._hooks.spared if self._hooks is not None else ()
+        if spared:
+            kept = [n for n, parameter in enumerate(parameters) if id(parameter) not in spared]
+            parameters, masks = [parameters[n] for n in kept], [masks[n] for n in kept]
         if not masks:
             return
         if self._trained:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.attach.recomputed import is_recomputed
+
 
 class Delay:
     """How many training steps are done.
@@ -29,7 +31,7 @@ class Delay:
         if not self._counts_forwards:
             return False
         begun = self.steps >= start
-        if training:
+        if training and not is_recomputed():
             if self._counted is None:
                 self._counted = asking
             if self._counted is asking:

@@ -206,6 +206,7 @@ class FakeQuantCall:
         other = copy.copy(self)  # is_copy, as it is for a pickle
         memo[id(self)] = other
         other.wrapper = copy.deepcopy(self.wrapper, memo)
+        other.wrapper.__dict__["origin"] = self.wrapper.origin or self.wrapper
         return other
 
     def __getstate__(self) -> dict[str, Any]:

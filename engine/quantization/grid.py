@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.attach.recomputed import is_recomputed
 from engine.attach.wrapper import Wrapper
 from engine.quantization.affine import fake_quantize
 from engine.quantization.batch_norm import channel_factor
@@ -126,18 +127,24 @@ class Grid:
         self._note(*self.scheme.parameters(low, high))
 
     def over_range(self, tensor: Tensor, decay: float | None = None) -> Tensor:
-        """Return ``tensor`` on the grid of the range; as it is while there is none.
+        """Return ``tensor`` on the grid of the range; as it is while there is none, here or there.
 
-        With ``decay``, the range follows ``tensor`` first; see :meth:`follow`.
+        With ``decay``, the range follows ``tensor`` first; see :meth:`follow`. In a recomputed
+        forward it does not: the range is that of the first one, and so is what is kept for
+        backward.
         """
         scalars = self._shared() if can_share(tensor) else None
         extremes = None
         if decay is not None:
-            if scalars is None:
+            follows = not is_recomputed()
+            if scalars is not None:
+                extremes = self._follow_shared(tensor, decay, scalars, follows=follows)
+            elif follows:
                 self._follow(tensor.detach(), decay)
-            else:
-                extremes = self._follow_shared(tensor, decay, scalars)
-        if not self.wrapper.__dict__[self._seen] or (self.waits and not self._begins()):
+        if not self.wrapper.__dict__[self._seen]:
+            lent = self._of_origin()
+            return tensor if lent is None else lent.over_range(tensor)
+        if self.waits and not self._begins():
             return tensor
         if scalars is not None:
             return round_shared(tensor, scalars, self.scheme, extremes)
@@ -152,6 +159,15 @@ class Grid:
             buffer = self.wrapper._buffers[name] = buffer.to(device)
         return buffer  # type: ignore[no-any-return]
 
+    def _of_origin(self) -> Grid | None:
+        """Return the grid of the layer that this one was copied from, if that has a range.
+
+        An average of a model, or another copy that is only evaluated, is quantized as the model is.
+        """
+        origin = self.wrapper.origin
+        grid: Any = None if origin is None else origin.grids.get(self.key)
+        return grid if grid is not None and grid.seen else None
+
     def _begins(self) -> bool:
         """Return whether a copy's delay is over; in the user's model its quantizer says so."""
         if self.delay.over(self.start, self, self.wrapper.module.training):
@@ -159,18 +175,19 @@ class Grid:
         return not self.waits
 
     def _follow_shared(
-        self, tensor: Tensor, decay: float, scalars: Scalars
+        self, tensor: Tensor, decay: float, scalars: Scalars, *, follows: bool = True
     ) -> tuple[float, float] | None:
-        """Follow ``tensor`` and return its extremes; None if it has none that are finite."""
+        """Follow ``tensor``, if so, and return its extremes; None if none that are finite."""
         if not tensor.numel():
             return None
         floats = scalars.floats
         past_low, past_high = floats[LOW], floats[HIGH]
         torch.aminmax(tensor.detach(), out=scalars.tensors[LOW : HIGH + 1])
         low, high = floats[LOW], floats[HIGH]
-        if not (low > -_INFINITY and high < _INFINITY):  # NaN is neither
+        finite = low > -_INFINITY and high < _INFINITY  # NaN is neither
+        if not (finite and follows):
             floats[LOW], floats[HIGH] = past_low, past_high
-            return None
+            return (low, high) if finite else None
         if past_low == past_low:  # not NaN
             floats[LOW] = past_low + (low - past_low) * (1 - decay)
             floats[HIGH] = past_high + (high - past_high) * (1 - decay)

@@ -85,9 +85,15 @@ class LearningQuantizer(Quantizer):
         key = quant_type.key
         if not tensor.numel():
             return tensor
+        origin = wrapper.origin
+        lent = origin is not None and origin.__dict__.get(f"{key}_seen", False)
+        if lent and not (wrapper.__dict__[f"{key}_seen"] or wrapper.module.training):
+            assert origin is not None
+            wrapper = origin  # of a copy that is only evaluated
         if not wrapper.__dict__[f"{key}_seen"]:
             trains = wrapper.module.training or quant_type == QuantType.WEIGHT
-            if not (trains and bool(tensor.isfinite().all())):
+            # Detached: what is only looked at must not be kept for backward, once and not again.
+            if not (trains and bool(tensor.detach().isfinite().all())):
                 return tensor
             self._begin(tensor.detach(), wrapper, quant_type)
         scale = wrapper.learned(f"{key}_scale", tensor)
