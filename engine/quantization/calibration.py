@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -79,21 +80,38 @@ class Calibration:
         """Run the batches and set the ranges; see :func:`run_batches`.
 
         Raises:
-            EngineError: there are no batches, an activation is not finite, or one is never reached;
-                no range is changed.
+            EngineError: there are no batches, an activation is not finite, or none is reached; no
+                range is changed.
+
+        Warns:
+            UserWarning: some activations were not reached; they stay in float.
         """
         run_batches(model, self._counted(batches_in(batches, "calibration")), forward)
         for observer in self._observers.values():
             observer.synchronize()
         unseen = [f'{k} of layer "{w.name}"' for (w, k), o in self._observers.items() if not o.seen]
         if unseen:
-            raise EngineError(
-                f"no calibration batch reached the {', the '.join(unseen)}\n"
-                "  a layer that the model does not call is left out with exclude: true"
-            )
+            self._tell(unseen)
         for (wrapper, key), observer in self._observers.items():
-            grid = wrapper.grids[key]
-            grid.set_range(*observer.limits(grid.scheme))
+            if observer.seen:
+                grid = wrapper.grids[key]
+                grid.set_range(*observer.limits(grid.scheme))
+
+    def _tell(self, unseen: list[str]) -> None:
+        """Say which activations have no range: of some, as of an expert that nothing was sent to.
+
+        Raises:
+            EngineError: none has one.
+        """
+        missed = f"no calibration batch reached the {', the '.join(unseen)}"
+        more = "a layer that the model does not call is left out with exclude: true"
+        if len(unseen) == len(self._observers):
+            raise EngineError(f"{missed}\n  {more}")
+        warnings.warn(
+            f"{missed}: these stay in float, weights are quantized\n"
+            f"  give batches that reach them; {more}",
+            stacklevel=4,
+        )
 
     def _counted(self, batches: Iterable[Any]) -> Iterator[Any]:
         for number, batch in enumerate(batches):

@@ -62,8 +62,11 @@ class PTQQuantizer(Quantizer):
         mapping is passed as keywords.
 
         Raises:
-            EngineError: no batches, an activation that is NaN or infinite, or one that no batch
+            EngineError: no batches, an activation that is NaN or infinite, or none that a batch
                 reached; the layer is named and no range is changed.
+
+        Warns:
+            UserWarning: some activations were not reached, such as an expert's: they stay in float.
         """
         if self._stack is None:
             raise EngineError("call compress() before calibrate()")

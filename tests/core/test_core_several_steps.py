@@ -25,9 +25,7 @@ QUANTIZED = [{"op_types": ["Linear"], "quant_types": ["weight", "input"], "quant
 
 def network(*sizes):
     torch.manual_seed(0)
-    layers = [
-        m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())
-    ]
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 

@@ -154,22 +154,45 @@ def test_no_batches_are_an_error(batches, correct):
     )
 
 
-def test_layers_that_no_batch_reaches_are_named():
-    class Unused(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+class Experts(nn.Module):
+    """Of two experts one is chosen by the sign of the first input."""
 
+    def __init__(self):
+        super().__init__()
+        self.positive, self.negative = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.positive(x) if x[0, 0] > 0 else self.negative(x)
+
+
+def test_an_expert_that_no_batch_reaches_is_quantized_by_its_weights_and_named():
+    model = Experts()
+    quantizer = ptq(model, "weight", "input")
+    with pytest.warns(UserWarning, match="no calibration batch") as caught:
+        quantizer.calibrate([torch.ones(2, 4)])
+    assert str(caught[0].message) == (
+        'no calibration batch reached the input of layer "negative": these stay in float, weights '
+        "are quantized\n"
+        "  give batches that reach them; a layer that the model does not call is left out with "
+        "exclude: true"
+    )
+    assert quantizer.wrappers[0].input_range.tolist() == [1, 1]
+    plain = model.negative._parameters["weight"]
+    assert not torch.equal(model.negative.weight, plain)
+    x = -torch.rand(2, 4)
+    assert torch.equal(
+        model(x), torch.nn.functional.linear(x, model.negative.weight, model.negative.bias)
+    )
+
+
+def test_where_no_batch_reaches_anything_nothing_is_changed():
+    class Unused(Experts):
         def forward(self, x):
-            return self.used(x)
+            return x
 
     quantizer = ptq(Unused(), "input", "output")
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(EngineError, match='no calibration batch reached the input of layer "pos'):
         quantizer.calibrate([torch.ones(2, 4)])
-    assert str(caught.value) == (
-        'no calibration batch reached the input of layer "unused", the output of layer "unused"\n'
-        "  a layer that the model does not call is left out with exclude: true"
-    )
     assert quantizer.wrappers[0].input_range.isnan().all()
 
 
