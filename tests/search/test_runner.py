@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +322,27 @@ def test_names_and_folders_may_hold_what_means_something_elsewhere(
     assert float(printed.rpartition(" ")[2]) == pytest.approx(values["values"][0], abs=1e-5)
     (sparsity,) = values["parameters"].values()
     assert best["compression"]["config_list"] == [{"op_names": ["a<i>"], "sparsity": sparsity}]
+
+
+@pytest.mark.parametrize("loss", ["gone", "empty", "older"])
+def test_files_of_trials_that_the_study_does_not_know_are_not_written_over(
+    search: Search, loss: str
+) -> None:
+    runner, _ = search(n_samples=2)
+    study, older = runner.folder.study, runner.folder.root / "older.db"
+    with closing(sqlite3.connect(study)) as now, closing(sqlite3.connect(older)) as kept:
+        now.backup(kept)
+    search(n_samples=3)
+    for beside in runner.folder.root.glob("study.db-*"):  # its write-ahead log
+        beside.unlink()
+    if loss == "older":
+        shutil.move(older, study)
+    else:
+        study.unlink()
+        if loss == "empty":
+            study.touch()
+    before = {file: file.read_bytes() for file in (runner.folder.root / "jobs").iterdir()}
+    said = "has 2 trials only" if loss == "older" else "is gone or empty"
+    with pytest.raises(EngineError, match=f"has files of 3 trials, .+ {said}: .+\n  put study.db"):
+        search(n_samples=5, random_seed=7)
+    assert {file: file.read_bytes() for file in before} == before

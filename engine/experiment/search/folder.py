@@ -159,6 +159,26 @@ class Folder:
                 "  go on without --storage, or give the experiment a name of its own"
             )
 
+    def require_trials(self, known: int) -> None:
+        """Check that the study knows all trials whose files are here.
+
+        Args:
+            known: how many trials the study has; they are numbered from 0.
+
+        Raises:
+            EngineError: there are files of later ones, which new trials would write over.
+        """
+        jobs = self.root / "jobs"
+        stems = (file.name.partition(".")[0] for file in jobs.iterdir())
+        last = max((int(stem) for stem in stems if stem.isdecimal()), default=-1)
+        if last >= known:
+            what = f"has {known} trials only" if known else "is gone or empty"
+            raise EngineError(
+                f"{jobs} has files of {last + 1} trials, and the study that they belong to {what}: "
+                "new trials would write over them\n"
+                f"  put {self.study.name} back, or move {self.root.name} away to begin anew"
+            )
+
     def plan(self) -> Plan:
         """Return the plan that :meth:`begin` kept."""
         return Plan.of(self.read()["plan"])

@@ -107,6 +107,7 @@ class Runner:
             self.folder.begin(self.experiment, plan, shared=self._storage is not None)
             self.plan = self.folder.plan()
             self.ledger = Ledger(self.folder, self.plan, self.experiment, self._storage)
+            self.folder.require_trials(len(self.ledger.study.get_trials(deepcopy=False)))
             self.returned = self.ledger.recover()
             self._left = self.ledger.left()
             self._view.begin(self)
