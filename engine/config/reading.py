@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.config.document import Document
+from engine.config.pipe import is_pipe, read_pipe
 from engine.config.plain import MAX_DEPTH, MAX_VALUES, TooLargeError, UnreadableError, plain
 from engine.errors import ConfigError, Problem
 
@@ -95,8 +96,11 @@ def _read_text(source: str) -> str:
         # One byte more than allowed tells a file that is too large, whatever stat says of it.
         if os.path.isdir(source):
             raise ConfigError([Problem("this is a folder", "", None, "a file is needed")], source)
-        with open(source, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        if is_pipe(source):
+            content = read_pipe(source, MAX_BYTES + 1)
+        else:
+            with open(source, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError([Problem("there is no such file")], source) from None
     except (OSError, ValueError) as error:
