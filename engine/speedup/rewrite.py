@@ -81,17 +81,26 @@ def rewrite(
                 value = old.detach()
                 if id(tracked) in merges:
                     value = _merged(value, merges[id(tracked)])
-                new = cut(value).contiguous()
+                new = _laid_out(cut(value), value)
                 if isinstance(old, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=old.requires_grad)
                     if old.grad is not None:
-                        new.grad = cut(old.grad).contiguous()
+                        new.grad = _laid_out(cut(old.grad), old.grad)
                 done[id(old)] = (new, cut)
             holder[slot.name] = done[id(old)][0]
     for widened in tracer.widened.values():
         snapshot.handles.extend(widen(widened, lambda labels: removed(tracer, labels)))
     tell_sizes(tracer.model, tracer)
     return done
+
+
+def _laid_out(new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new`` in the memory format of ``old``: ``channels_last`` stays."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(old.dim())
+    if last is None or old.is_contiguous() or not old.is_contiguous(memory_format=last):
+        return new.contiguous()
+    return new.contiguous(memory_format=last)
 
 
 def update_optimizer(optimizer: Optimizer, done: dict[int, tuple[Tensor, Slice]]) -> None:
@@ -105,7 +114,7 @@ def update_optimizer(optimizer: Optimizer, done: dict[int, tuple[Tensor, Slice]]
             if old in optimizer.state:
                 state = optimizer.state.pop(old)
                 optimizer.state[new] = {
-                    key: cut(value).contiguous()
+                    key: _laid_out(cut(value), value)
                     if isinstance(value, Tensor) and value.shape == old.shape
                     else value
                     for key, value in state.items()

@@ -20,6 +20,7 @@ from engine.speedup.rules import (
     pointwise,
     products,
     reduction,
+    shuffles,
     views,
 )
 from engine.speedup.trace import Rule
@@ -33,6 +34,7 @@ RULES: Mapping[str, Rule] = {
     **factories.RULES,
     **indexing.RULES,
     **patches.RULES,
+    **shuffles.RULES,
     **convolution.RULES,
     **products.RULES,
     **layers.RULES,

@@ -134,13 +134,17 @@ def _grouped(
     per_in = tx.shape[1] // groups
     if per_in > 1 and not tw.slots:
         trace.pin(tw, "a grouped convolution's weight is computed")
-    if tw.grouped is not None or (weight_out := tw.labels[outside]) is None:
+    weight_out = tw.labels[outside]
+    # A transposed one's have dimension 1 for themselves, of size 1 where it is depthwise.
+    if tw.grouped is not None or (weight_out is None and not transposed):
         trace.pin(tw, "a grouped convolution's weight is used twice")
         if lx is not None:
             trace.labels.pin(lx, "a grouped convolution's weight is used twice")
         return None
     # One dimension of the weight is shared by the groups: its labels stand for nothing by itself.
-    labels_out = trace.labels.fresh(len(dead_out)) if transposed else weight_out
+    labels_out = weight_out
+    if labels_out is None or transposed:
+        labels_out = trace.labels.fresh(len(dead_out))
     tw.grouped = Grouped(groups, lx, labels_out, transposed)
     trace.grouped.append((trace.path, tw))
     dead_in = tx.flags(1).view(groups, per_in)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.speedup.records import Back
-from engine.speedup.rules.dims import put_like
+from engine.speedup.rules.dims import put_like, together
 from engine.speedup.rules.places import along
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
@@ -58,6 +58,32 @@ def _index(
     together = taken == list(range(taken[0], taken[-1] + 1))
     first = taken[0] if together else 0
     dims: list[int | None] = [*left[:first], *[None] * (output.dim() - len(left)), *left[first:]]
+    return _chosen(trace, output, x, dims, known)
+
+
+def _gather(
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Places along one dimension; a slice of another one follows where all get the same places."""
+    x, index = args[0], args[2]
+    dim = args[1] % x.dim()
+    known = _hold(trace, index)
+    source = trace.of(x)
+    dims: list[int | None] = [None] * x.dim()
+    for d in source.dims():
+        whole = d != dim and index.shape[d] == x.shape[d]
+        if whole and bool((index == index.narrow(d, 0, 1)).all()):
+            dims[d] = d
+        else:
+            trace.pin(source, _REASON, [d])
+    return _chosen(trace, output, x, dims, [known])
+
+
+def _chosen(
+    trace: Trace, output: Tensor, x: Tensor, dims: Sequence[int | None], known: Sequence[Tracked]
+) -> Back:
+    """Make an output of elements of ``x`` that indices choose; its ``dims`` follow those of x."""
+    source = trace.of(x)
     made, follow = put_like(trace, output, x, dims)
     made.constant = source.constant and all(each.constant for each in known)
     if not made.constant and source.constant:
@@ -71,11 +97,26 @@ def _index(
         if made.used:
             source.used = True
             for d in source.dims():
-                source.want(d, d in taken or made.flow(dims.index(d)))
+                source.want(d, d not in dims or made.flow(dims.index(d)))
             for each in known:
                 each.used = True
 
     return back
+
+
+def _ranked(
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> Back | None:
+    """Sorted along one dimension, with the places that values had: each other slice by itself."""
+    name = func._schema.name.removeprefix("aten::")
+    given = list(args[1 + (name in ("topk", "kthvalue")) :])
+    dim = given[0] if given and not isinstance(given[0], bool) else kwargs.get("dim", -1)
+    if not isinstance(dim, int) or args[0].dim() != output[0].dim():
+        return None
+    source = trace.of(args[0])
+    trace.pin(source, "its order counts", [dim % args[0].dim()])
+    dims: list[int | None] = list(range(args[0].dim()))
+    return together([put_like(trace, part, args[0], dims)[1] for part in output[:2]])
 
 
 def _index_add(
@@ -121,5 +162,7 @@ _GROUPS: dict[_Function, str] = {
     _index_select: "index_select",
     _index: "index",
     _index_add: "index_add index_copy",
+    _gather: "gather",
+    _ranked: "topk sort",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}
