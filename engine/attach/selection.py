@@ -145,11 +145,8 @@ def weight_fault(module: nn.Module, name: str) -> str | None:
     label = f'layer "{name}" ({type(module).__name__})'
     weight = module._parameters.get("weight")
     if weight is None:
-        if "weight" in getattr(module, "parametrizations", {}):
-            return (
-                f"the weight of {label} is computed by torch.nn.utils.parametrize; "
-                "remove_parametrizations() first"
-            )
+        if computed := _computed_by(module):
+            return f"the weight of {label} is computed by {computed[0]}; {computed[1]} first"
         inside = [
             f"{name}.{inner}" if name else inner
             for inner, child in module.named_modules()
@@ -161,6 +158,20 @@ def weight_fault(module: nn.Module, name: str) -> str | None:
         return f"the weight of {label} has no shape yet; run one batch through the model first"
     if not weight.is_floating_point():
         return f"the weight of {label} is {weight.dtype}, not floating point"
+    return None
+
+
+def _computed_by(module: nn.Module) -> tuple[str, str] | None:
+    """Return what of PyTorch's computes the weight, and what makes a plain one of it; or None."""
+    if "weight" in getattr(module, "parametrizations", {}):
+        return "torch.nn.utils.parametrize", 'remove_parametrizations(layer, "weight")'
+    own = module._parameters
+    if "weight_g" in own and "weight_v" in own:
+        return "torch.nn.utils.weight_norm", "torch.nn.utils.remove_weight_norm(layer)"
+    if "weight_orig" in own:
+        if "weight_mask" in module._buffers:
+            return "torch.nn.utils.prune", 'torch.nn.utils.prune.remove(layer, "weight")'
+        return "torch.nn.utils.spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"
     return None
 
 

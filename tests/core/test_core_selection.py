@@ -1,10 +1,12 @@
 """Which layers get what, and every mistake at once with the nearest right name."""
 
+import re
+
 import pytest
 import torch
 from models import ConvNet, TiedLanguageModel, mlp, pruner_plugins, settings_of
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from engine import ConfigError
 from engine.algorithms import AGPPruner, LevelPruner, SlimPruner
@@ -185,10 +187,27 @@ def test_a_lazy_layer_asks_for_one_batch():
     assert chosen(model, DEFAULT) == [("0", 0.5)]
 
 
-def test_a_parametrized_layer_says_how_to_go_on():
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)))
-    error = messages(model, DEFAULT)
-    assert "remove_parametrizations() first" in error.problems[0].message
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("computed", "plain"),
+    [
+        (parametrizations.weight_norm, "remove_parametrizations"),
+        (parametrizations.spectral_norm, "remove_parametrizations"),
+        (parametrizations.orthogonal, "remove_parametrizations"),
+        (torch.nn.utils.weight_norm, "remove_weight_norm"),
+        (torch.nn.utils.spectral_norm, "remove_spectral_norm"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "prune.remove"),
+    ],
+)
+def test_a_layer_whose_weight_is_computed_says_how_to_go_on(computed, plain):
+    layer = computed(nn.Linear(4, 4))
+    (problem,) = messages(nn.Sequential(layer), DEFAULT).problems
+    call = re.search(r"; (?:torch\.nn\.utils\.)?(\S+)\((layer[^)]*)\) first", problem.message)
+    assert call is not None
+    assert call[1] == plain
+    names = {"layer": layer, "prune": prune, **vars(torch.nn.utils), **vars(parametrize)}
+    eval(f"{call[1]}({call[2]})", names)  # what it says can be done, and helps
+    assert chosen(nn.Sequential(layer), DEFAULT) == [("0", 0.5)]
 
 
 def test_a_weight_that_is_no_floating_point_number():
