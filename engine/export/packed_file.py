@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attach.computed import Stage, is_computed
+from engine.attach.layout import Layout
 from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
@@ -119,17 +120,28 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
     return packed
 
 
-def _group_of(wrapper: Wrapper, quant_type: QuantType) -> tuple[int, int] | None:
-    """Return the axis of channels and the size of the groups that share a scale, if any do."""
-    grid = wrapper.grids.get(quant_type.key)
-    if grid is None or grid.scheme.axis is None or grid.scheme.group_size is None:
+def _group_of(wrapper: Wrapper, quant_type: QuantType) -> tuple[int, ...] | None:
+    """Return the axis of channels and the size of the groups that share a scale, if any do.
+
+    Channels of a transposed convolution of several groups are rows of one group: their number of
+    groups follows.
+    """
+    scheme = getattr(wrapper.grids.get(quant_type.key), "scheme", None)
+    scheme = wrapper.__dict__.get("weight_scheme") if scheme is None else scheme
+    if scheme is None or scheme.axis is None:
         return None
-    return grid.scheme.axis, grid.scheme.group_size
+    if scheme.split > 1:
+        layout = Layout(scheme.axis, scheme.split)
+        whole = wrapper.weight.numel() // max(layout.count(wrapper.weight.shape), 1)
+        return scheme.axis, scheme.group_size or max(whole, 1), scheme.split
+    return None if scheme.group_size is None else (scheme.axis, scheme.group_size)
 
 
-def _flat(value: Tensor | None, group: tuple[int, int] | None) -> Tensor | None:
-    """Return the scales of groups, kept ready to broadcast as (channels, groups, 1), without 1."""
-    return value if value is None or group is None else value.squeeze(-1)
+def _flat(value: Tensor | None, group: tuple[int, ...] | None) -> Tensor | None:
+    """Return the scales of groups as (channels, groups); they are kept ready to broadcast."""
+    if value is None or group is None or not value.dim():
+        return value
+    return value.reshape(value.shape[0], -1)
 
 
 def _save_safetensors(
