@@ -47,7 +47,7 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(target)
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as RuntimeError.
@@ -123,7 +123,8 @@ def _on_cpu(value: Any, known: dict[tuple[Any, ...], Any]) -> Any:
     return value
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return which rights a new file is not given."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
