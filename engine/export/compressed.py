@@ -60,7 +60,7 @@ def export_pruned(
         example = onnx_example(pruner, input_shape, device)
         export_onnx(pruner.bound_model, onnx_path, example, device, options)
     if mask_path is not None:
-        save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions))
+        save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
     save_tensors(model_path, state)
 
 

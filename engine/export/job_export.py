@@ -59,7 +59,7 @@ def export_smaller(
     model = pruner.bound_model
     if pruner.speedup_report is None:
         if mask_path is not None:
-            save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions))
+            save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
         pruner.apply_speedup(dummy_input)
     elif mask_path is not None:
         raise ExportError(

@@ -23,6 +23,8 @@ from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
 from engine.files import PathLike, load_tensors, save_tensors, write_whole
+from engine.files.digest import FIELD, sign_safetensors, verify
+from engine.files.read_back import require_same
 from engine.quantization.layer_grids import begun
 from engine.quantization.quant_types import QuantType, bits_of, quant_types_of
 
@@ -52,6 +54,7 @@ def save_quantized(
             "quantized": {key: to_plain(weight) for key, weight in packed.items()},
             "rest": dict(rest),
         },
+        read_back=True,
     )
 
 
@@ -152,6 +155,7 @@ def _save_safetensors(
             f"{path} is a safetensors file, and safetensors is not installed\n"
             "  pip install 'engine[safetensors]', or choose a name that ends in .pth"
         )
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -176,8 +180,16 @@ def _save_safetensors(
         tensors |= {f"{key}:{name}": parts[name] for name in _PARTS if parts[name] is not None}
         plain[key] = {name: value for name, value in parts.items() if name not in _PARTS}
     facts = {"format": _FORMAT, "version": str(_VERSION)}
-    facts |= {"quantized": json.dumps(plain), "aliases": json.dumps(aliases)}
-    write_whole(path, lambda temporary: save_file(tensors, str(temporary), metadata=facts))
+    facts |= {"quantized": json.dumps(plain), "aliases": json.dumps(aliases), **FIELD}
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, str(temporary), metadata=facts)
+        sign_safetensors(temporary)
+        with safe_open(str(temporary), "pt") as stream:
+            read = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        require_same(dict(sorted(tensors.items())), dict(sorted(read.items())), path)
+
+    write_whole(path, write)
 
 
 def _read_safetensors(path: PathLike) -> dict[str, Any]:
@@ -192,6 +204,7 @@ def _read_safetensors(path: PathLike) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
+        verify(Path(path))
         with safe_open(str(path), "pt") as stream:
             facts = stream.metadata() or {}
             rest = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
