@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from engine.attach.layout import TRANSPOSED, layout_of
 from engine.attach.undisturbed import undisturbed
 from engine.speedup import Block, channel_blocks
 from engine.user_code.example import call, example_of
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_COLUMNS = (nn.Embedding, nn.EmbeddingBag)
 #: Layers that scale what passes through them, channel by channel.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -68,7 +67,7 @@ def _channels(block: Block) -> list[BoundChannel]:
                 place = _place(slot.module, slot.name, part.dim, part.tensor.dim())
                 if place is not None:
                     indices = part.indices
-                    if place == _OUTPUTS and isinstance(slot.module, _TRANSPOSED):
+                    if place == _OUTPUTS and isinstance(slot.module, TRANSPOSED):
                         indices = _every_group(slot.module, indices)
                     known = found[place].get(slot.path, ())
                     found[place][slot.path] = tuple(dict.fromkeys((*known, *indices)))
@@ -83,7 +82,8 @@ def _place(module: nn.Module, name: str, dim: int, dims: int) -> int | None:
     """Return what a slice along ``dim`` of a parameter is to its layer, None if it only follows."""
     if name not in module._parameters or dims < 2 or isinstance(module, NORMS):
         return None
-    if isinstance(module, (*_TRANSPOSED, *_COLUMNS)):
+    layout = layout_of(module)
+    if layout is not None and layout.axis == 1:
         dim = 1 - dim if dim < 2 else dim
     # Positions and the like, added to a stream, have their channels further back.
     return {0: _OUTPUTS, 1: _INPUTS}.get(dim)

@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from engine.attach.computed import Stage, is_computed
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
-from engine.export.onnx_file import example_of, export_onnx, require_onnx, write_program
+from engine.export.comparison import Sample, sample_of
+from engine.export.free_sizes import as_call
+from engine.export.onnx_file import (
+    NotExportedError,
+    OnnxOptions,
+    example_of,
+    export_onnx,
+    require_onnx,
+    write_program,
+)
 from engine.export.packed_file import packed_weights, save_quantized
 from engine.files import PathLike, save_tensors, write_whole
 from engine.pruning.mask_files import masks_of
+from engine.user_code.batches import batches_in
 
 if TYPE_CHECKING:
+    from engine.attach.compressor import Compressor
     from engine.pruning.pruner import Pruner
     from engine.quantization.placement import Placement
     from engine.quantization.quantizer import Quantizer
@@ -28,6 +41,7 @@ def export_pruned(
     onnx_path: PathLike | None,
     input_shape: Sequence[int] | None,
     device: Any,
+    options: OnnxOptions,
 ) -> None:
     """Write a pruned model; see ``Pruner.export_model``."""
     _needs_path(model_path)
@@ -43,9 +57,10 @@ def export_pruned(
         for key, value in pruner.bound_model.state_dict(keep_vars=True).items()
     }
     if onnx_path is not None:
-        export_onnx(pruner.bound_model, onnx_path, input_shape, device)
+        example = onnx_example(pruner, input_shape, device)
+        export_onnx(pruner.bound_model, onnx_path, example, device, options)
     if mask_path is not None:
-        save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions))
+        save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
     save_tensors(model_path, state)
 
 
@@ -57,6 +72,7 @@ def export_quantized(
     input_shape: Sequence[int] | None,
     device: Any,
     batches: Iterable[Any] | None,
+    options: OnnxOptions,
 ) -> list[Placement]:
     """Write a quantized model; see ``Quantizer.export_model``."""
     _needs_path(model_path)
@@ -69,7 +85,7 @@ def export_quantized(
     text = calibration_text(quantizer.wrappers)
     placements = []
     if onnx_path is not None:
-        placements = _export_integers(quantizer, onnx_path, input_shape, device, batches)
+        placements = _export_integers(quantizer, onnx_path, input_shape, device, batches, options)
     if calibration_path is not None:
         write_whole(
             calibration_path, lambda temporary: temporary.write_text(text, encoding="utf-8")
@@ -84,17 +100,78 @@ def _export_integers(
     input_shape: Sequence[int] | None,
     device: Any,
     batches: Iterable[Any] | None,
+    options: OnnxOptions,
 ) -> list[Placement]:
     # Here, since torch.export takes a second to import.
-    from engine.export.integer_program import integer_program
+    from engine.export.integer_program import integer_programs
 
     require_onnx()
-    example = quantizer.dummy_input
-    if example is None or input_shape is not None:
-        example = example_of(quantizer.bound_model, input_shape, device)
-    exported = integer_program(quantizer, example, batches, device)
-    write_program(exported.program, path)
-    return exported.placements
+    options.check()
+    example = onnx_example(quantizer, input_shape, device)
+    kept = None if batches is None else list(batches_in(batches, "the export", ExportError))
+    failed: NotExportedError | None = None
+    for exported in integer_programs(quantizer, example, kept, device, options.dynamic_axes):
+        samples: list[Sample] = []
+        if options.compare != "no":
+            samples = _samples(quantizer, example, kept, device, exported.program)
+        try:
+            write_program(exported.program, path, options, samples, exported.names)
+        except NotExportedError as error:
+            failed = error
+            continue
+        return exported.placements
+    assert failed is not None
+    raise failed
+
+
+def onnx_example(compressor: Compressor, input_shape: Sequence[int] | None, device: Any) -> Any:
+    """Return the inputs to export with: of ``input_shape``, or else the compressor's own."""
+    if compressor.dummy_input is not None and input_shape is None:
+        return compressor.dummy_input
+    return example_of(compressor.bound_model, input_shape, device)
+
+
+#: Of a batch, so many items are compared.
+_COMPARED = 8
+
+
+def _samples(
+    quantizer: Quantizer, example: Any, batches: list[Any] | None, device: Any, program: Any
+) -> list[Sample]:
+    """Return what the model computes for a batch, or for the example where there are none.
+
+    An example that was made up is stretched over the range of the first input that has one.
+    """
+    args, kwargs = as_call(example)
+    if batches:
+        batch = batches[0]
+        if isinstance(batch, (tuple, list)):
+            batch = tuple(batch[: max(len(args), 1)])
+        args, kwargs = as_call(pytree.tree_map_only(Tensor, lambda t: t[:_COMPARED], batch))
+    elif quantizer.dummy_input is not example:
+        low, high = _first_range(quantizer)
+        args = tuple(low + (tensor + 1) / 2 * (high - low) for tensor in args)
+    model = quantizer.bound_model
+    training = [module for module in model.modules() if module.training]
+    home = next(model.parameters(), torch.empty(0)).device
+    try:
+        model.eval()
+        if device is not None:
+            model.to(device)
+        return [sample_of(model, args, kwargs, program)]
+    finally:
+        if device is not None:
+            model.to(home)
+        for module in training:
+            module.training = True
+
+
+def _first_range(quantizer: Quantizer) -> tuple[float, float]:
+    for wrapper in quantizer.wrappers:
+        kept = wrapper._buffers.get("input_range")
+        if kept is not None and bool(kept.isfinite().all()):
+            return float(kept[0]), float(kept[1])
+    return -1.0, 1.0
 
 
 def _refuse_half_shared(quantizer: Quantizer) -> None:

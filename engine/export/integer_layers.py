@@ -16,6 +16,7 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor, nn
 
 from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.attach.layout import Layout
 from engine.attach.wrapper import Wrapper
 from engine.errors import ExportError
 from engine.export.integer_weight import IntegerWeight, integer_weight
@@ -61,6 +62,7 @@ class _Dequantize:
     def __init__(self, layer: nn.Module, weight: IntegerWeight) -> None:
         self._layer = layer
         self._axis, self._group_size = weight.axis, weight.group_size
+        self._layout = Layout(weight.axis or 0, weight.split)
         self._settings = (*weight.limits, weight.values.dtype)
         if self._axis is None:
             self._single = float(weight.scale), int(weight.zero_point)
@@ -73,19 +75,18 @@ class _Dequantize:
             single = _OPS.dequantize_per_tensor(values, *self._single, *self._settings)
             return single  # type: ignore[no-any-return]
         grid = self._layer.weight_scale, self._layer.weight_zero_point
-        if self._group_size is None:
+        if self._group_size is None and self._layout.groups == 1:
             channels = _OPS.dequantize_per_channel(values, *grid, self._axis, *self._settings)
             return channels  # type: ignore[no-any-return]
         # Each group is a row of its own: kernels know scales along one axis.
-        moved = values.movedim(self._axis, 0)
-        rows = moved.flatten(1)
-        members = rows.shape[1]
-        missing = -members % self._group_size
+        rows = self._layout.rows(values)
+        count, members = rows.shape
+        size = members if self._group_size is None else self._group_size
+        missing = -members % size
         rows = nn.functional.pad(rows, (0, missing)) if missing else rows
-        groups = rows.reshape(-1, self._group_size)
-        flat = _OPS.dequantize_per_channel(groups, *grid, 0, *self._settings)
-        kept: Tensor = flat.reshape(moved.shape[0], -1)[:, :members]
-        return kept.reshape(moved.shape).movedim(0, self._axis)
+        flat = _OPS.dequantize_per_channel(rows.reshape(-1, size), *grid, 0, *self._settings)
+        kept: Tensor = flat.reshape(count, -1)[:, :members]
+        return self._layout.restored(kept, values.shape)
 
 
 @torch.no_grad()

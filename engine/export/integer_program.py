@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from engine.errors import ExportError
 from engine.export.clipping import absorb_clips
 from engine.export.completion import complete
+from engine.export.free_sizes import Calls, DynamicAxes, as_call, possible_calls, require_free
 from engine.export.integer_bias import quantize_biases
 from engine.export.integer_graph import make_explicit
 from engine.export.integer_layers import integer_copy
 from engine.export.integer_norm import fold_norms
 from engine.export.placement import placements
+from engine.export.plain_outputs import plain
 from engine.export.selecting import drop_whole_slices, splits_as_slices
 from engine.quantization.placement import Placement
+from engine.user_code.batches import batches_in
 
 if TYPE_CHECKING:
     from engine.quantization.quantizer import Quantizer
@@ -33,28 +35,39 @@ class IntegerProgram(NamedTuple):
     Attributes:
         program: takes what the model takes; weights are int8, activations pass
             ``quantized_decomposed`` operators. Where the model allows that the batch size is free
-            from 2 on, and the length of inputs of integers, such as tokens.
+            from 2 on, the length of inputs of integers, such as tokens, and sizes of pictures.
         placements: which operators compute with integers.
         observed: how many tensors got a range from ``batches``.
+        names: of free sizes, by input and dimension, where they were given.
     """
 
     program: ExportedProgram
     placements: list[Placement]
     observed: int
-
-
-class _Calls(NamedTuple):
-    """Inputs to export with, and which of their sizes are free; None: none is."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    dynamic_shapes: Any
+    names: tuple[Mapping[int, str], ...] = ()
 
 
 def integer_program(
-    quantizer: Quantizer, example: Any, batches: Iterable[Any] | None = None, device: Any = None
+    quantizer: Quantizer,
+    example: Any,
+    batches: Iterable[Any] | None = None,
+    device: Any = None,
+    dynamic_axes: DynamicAxes | None = None,
 ) -> IntegerProgram:
-    """Return the quantizer's model as a program that computes what integer kernels do.
+    """Return the first of :func:`integer_programs`."""
+    return next(integer_programs(quantizer, example, batches, device, dynamic_axes))
+
+
+def integer_programs(
+    quantizer: Quantizer,
+    example: Any,
+    batches: Iterable[Any] | None = None,
+    device: Any = None,
+    dynamic_axes: DynamicAxes | None = None,
+) -> Iterator[IntegerProgram]:
+    """Yield the quantizer's model as a program that computes what integer kernels do.
+
+    More than one, of fewer and fewer free sizes: some file formats cannot state all of them.
 
     In evaluation mode, with batch norms folded where a convolution or linear layer precedes them.
     Without ``batches`` it computes what the fake-quantized model does, up to the rounding of
@@ -66,6 +79,7 @@ def integer_program(
         batches: sample inputs, as for ``calibrate``: tensors that the quantizer leaves in float
             and integer kernels need get 8-bit ranges from them (see ``completion.py``).
         device: where to export; by default where the model is. Inputs are there already.
+        dynamic_axes: which sizes are free, by input; by default as many as the model allows.
 
     Raises:
         ExportError: see :func:`engine.export.integer_layers.integer_copy`; or the model cannot be
@@ -74,13 +88,38 @@ def integer_program(
     copied = integer_copy(quantizer)
     if device is not None:
         copied.to(device)
-    args, kwargs = _call(example)
+    args, kwargs = as_call(example)
+    copied.register_forward_hook(lambda module, args, output: plain(output))
     try:
         with torch.no_grad():
             copied(*args, **kwargs)  # torch.export logs a traceback of what does not fit
+    except ExportError:
+        raise
     except Exception as error:
         raise _refused(error, example) from error
-    module, calls = _graph_of(copied, args, kwargs)
+    kept = None if batches is None else list(batches_in(batches, "the export", ExportError))
+    failed: Exception | None = None
+    found = False
+    for calls in possible_calls(copied, args, kwargs, dynamic_axes):
+        try:
+            exported = _export(copied, calls)
+        except Exception as error:  # a size is a number somewhere in the model
+            failed = error
+            continue
+        yield _finished(exported, calls, kept, example)
+        found = True
+    if not found:
+        assert failed is not None
+        raise _refused(failed, (args, kwargs)) from failed
+
+
+def _finished(
+    exported: ExportedProgram, calls: Calls, batches: list[Any] | None, example: Any
+) -> IntegerProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: Any = exported.run_decompositions({}).module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
     fold_norms(module)
     drop_whole_slices(module.graph)
     splits_as_slices(module.graph)
@@ -95,7 +134,8 @@ def integer_program(
         program = _export(module, calls)
     except Exception as error:
         raise _refused(error, example) from error
-    return IntegerProgram(program, where, observed)
+    require_free(program, calls)
+    return IntegerProgram(program, where, observed, calls.names)
 
 
 def _refused(error: BaseException, args: Any) -> ExportError:
@@ -108,57 +148,9 @@ def _refused(error: BaseException, args: Any) -> ExportError:
     )
 
 
-def _call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
-
-
-def _graph_of(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[fx.GraphModule, _Calls]:
-    """Return the graph of ``model``, and how it was called: with a free batch size if possible."""
-    # A size of 1 would be taken for a constant.
-    pairs = tuple(map(_twice, args)), {key: _twice(value) for key, value in kwargs.items()}
-    program, calls = None, _Calls(args, kwargs, None)
-    for free in (_free_text, _free_batch):
-        shapes = (*map(free, pairs[0]), *map(free, pairs[1].values()))
-        tried = _Calls(*pairs, dict(zip(kwargs, shapes, strict=True)) if kwargs else shapes)
-        with contextlib.suppress(Exception):  # a size is a number somewhere in the model
-            program, calls = _export(model, tried), tried
-            break
-    if program is None:
-        try:
-            program = _export(model, calls)
-        except Exception as error:
-            raise _refused(error, (args, kwargs)) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = program.run_decompositions({}).module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    return module, calls
-
-
-def _export(model: Any, calls: _Calls) -> ExportedProgram:
+def _export(model: Any, calls: Calls) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about itself
         return torch.export.export(
             model, calls.args, calls.kwargs, dynamic_shapes=calls.dynamic_shapes
         )
-
-
-def _twice(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
-        return torch.cat((value, value))
-    return value
-
-
-def _free_batch(value: Any) -> Any:
-    return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
-
-
-def _free_text(value: Any) -> Any:
-    """Let numbers of tokens, and masks beside them, be of any length, too."""
-    if isinstance(value, Tensor) and value.dim() > 1 and not value.is_floating_point():
-        return {0: Dim.AUTO, 1: Dim.AUTO}
-    return _free_batch(value)

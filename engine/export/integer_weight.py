@@ -23,6 +23,7 @@ class IntegerWeight(NamedTuple):
         zero_point: int64, of the shape of ``scale``; all 0 wherever that is possible.
         axis: of the channels, None for one scale.
         group_size: how many consecutive weights of a channel share a scale, or None.
+        split: the groups of a transposed convolution, see ``engine.attach.layout``.
     """
 
     values: Tensor
@@ -30,6 +31,7 @@ class IntegerWeight(NamedTuple):
     zero_point: Tensor
     axis: int | None
     group_size: int | None
+    split: int = 1
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -38,7 +40,7 @@ class IntegerWeight(NamedTuple):
 
     def dequantized(self) -> Tensor:
         """Return the float32 weight."""
-        form = AffineForm(self.scale, self.zero_point, 0, 0, self.axis, self.group_size)
+        form = AffineForm(self.scale, self.zero_point, 0, 0, self.axis, self.group_size, self.split)
         return form.values(self.values.to(torch.int32))
 
 
@@ -86,7 +88,7 @@ def integer_weight(
         zero_point = zero_point.expand_as(scale)
     turned = scale < 0
     total = form.qmin + form.qmax
-    on = AffineForm(turned.float(), zero_point, 0, 0, axis, form.group_size)
+    on = AffineForm(turned.float(), zero_point, 0, 0, axis, form.group_size, form.split)
     turns = on.broadcast(weight.shape)[0].bool()
     integers = torch.where(turns, total - integers, integers)
     zero_point = torch.where(turned, total - zero_point, zero_point)
@@ -104,7 +106,12 @@ def integer_weight(
         base = min(form.qmin, int(integers.min()))
         values, zero_point = (integers - base).to(torch.uint8), zero_point - base
     return IntegerWeight(
-        values.contiguous(), scale.contiguous(), zero_point.long(), axis, form.group_size
+        values.contiguous(),
+        scale.contiguous(),
+        zero_point.long(),
+        axis,
+        form.group_size,
+        form.split,
     )
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from engine.errors import ExportError
-from engine.export.onnx_file import export_onnx
+from engine.export.onnx_file import OnnxOptions, example_of, export_onnx
 from engine.files import PathLike, save_tensors
 from engine.files.job import model_folder
 from engine.pruning.mask_files import masks_of
@@ -46,6 +44,7 @@ def export_smaller(
     input_shape: Sequence[int] | None,
     device: Any,
     dummy_input: Any,
+    options: OnnxOptions,
 ) -> None:
     """Make the model smaller, unless ``apply_speedup`` has been called, and write it.
 
@@ -60,7 +59,7 @@ def export_smaller(
     model = pruner.bound_model
     if pruner.speedup_report is None:
         if mask_path is not None:
-            save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions))
+            save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
         pruner.apply_speedup(dummy_input)
     elif mask_path is not None:
         raise ExportError(
@@ -72,7 +71,7 @@ def export_smaller(
     else:  # nothing could be removed, which apply_speedup has said
         save_tensors(model_path, model.state_dict())
     if onnx_path is not None:
-        shape = input_shape
-        if shape is None and isinstance(dummy_input, Tensor):
-            shape = list(dummy_input.shape)
-        export_onnx(model, onnx_path, shape, device)
+        example = dummy_input if dummy_input is not None else pruner.dummy_input
+        if example is None or input_shape is not None:
+            example = example_of(model, input_shape, device)
+        export_onnx(model, onnx_path, example, device, options)

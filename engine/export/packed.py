@@ -24,8 +24,8 @@ class PackedWeight(NamedTuple):
     ``codes`` is a uint8 tensor of ``bits``-wide numbers, lowest bits first, crossing bytes;
     ``present`` one bit per weight, or None when all are stored; ``table`` the values that codes
     index, or None for an affine grid with ``scale`` and ``zero_point``. ``group`` is the axis of
-    channels and the number of consecutive weights that share a scale; scales then are (channels,
-    groups).
+    channels and the number of consecutive weights that share a scale, and of a transposed
+    convolution of several groups how many; scales then are (channels, groups).
     """
 
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class PackedWeight(NamedTuple):
     scale: Tensor | None
     zero_point: Tensor | None
     qmin: int
-    group: tuple[int, int] | None = None
+    group: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +51,7 @@ def pack(
     scale: Tensor | None = None,
     zero_point: Tensor | None = None,
     qmin: int = 0,
-    group: tuple[int, int] | None = None,
+    group: tuple[int, ...] | None = None,
 ) -> PackedWeight:
     """Return ``weight`` packed in ``bits`` bits per value.
 
@@ -61,8 +61,8 @@ def pack(
         scale: of the affine grid, broadcasts against ``weight``; None when there is none.
         zero_point: likewise.
         qmin: smallest integer of the grid.
-        group: axis of channels and size of the groups that share a scale; scale and zero point
-            then are (channels, groups).
+        group: axis of channels and size of the groups that share a scale, maybe the groups of a
+            transposed convolution; scale and zero point then are (channels, groups).
 
     Raises:
         ExportError: ``weight`` has more than ``2**bits`` values beside zero, or NaN.
@@ -140,7 +140,7 @@ def _whole(
     shape: torch.Size,
     qmin: int,
     bits: int,
-    group: tuple[int, int] | None,
+    group: tuple[int, ...] | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return ``grid`` so that it broadcasts against a weight of ``shape``."""
     if grid is None:
@@ -151,7 +151,9 @@ def _whole(
     if group is None:
         return scale, zero_point
     expanded = zero_point.expand_as(scale)
-    return AffineForm(scale, expanded, qmin, qmin + 2**bits - 1, *group).broadcast(shape)
+    axis, size, *split = group
+    form = AffineForm(scale, expanded, qmin, qmin + 2**bits - 1, axis, size, *split)
+    return form.broadcast(shape)
 
 
 def _halved(scale: Tensor) -> Tensor:

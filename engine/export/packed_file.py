@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.attach.computed import Stage, is_computed
+from engine.attach.layout import Layout
 from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
 from engine.files import PathLike, load_tensors, save_tensors, write_whole
+from engine.files.digest import FIELD, sign_safetensors, verify
+from engine.files.read_back import require_same
 from engine.quantization.layer_grids import begun
 from engine.quantization.quant_types import QuantType, bits_of, quant_types_of
 
@@ -51,6 +54,7 @@ def save_quantized(
             "quantized": {key: to_plain(weight) for key, weight in packed.items()},
             "rest": dict(rest),
         },
+        read_back=True,
     )
 
 
@@ -119,17 +123,28 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
     return packed
 
 
-def _group_of(wrapper: Wrapper, quant_type: QuantType) -> tuple[int, int] | None:
-    """Return the axis of channels and the size of the groups that share a scale, if any do."""
-    grid = wrapper.grids.get(quant_type.key)
-    if grid is None or grid.scheme.axis is None or grid.scheme.group_size is None:
+def _group_of(wrapper: Wrapper, quant_type: QuantType) -> tuple[int, ...] | None:
+    """Return the axis of channels and the size of the groups that share a scale, if any do.
+
+    Channels of a transposed convolution of several groups are rows of one group: their number of
+    groups follows.
+    """
+    scheme = getattr(wrapper.grids.get(quant_type.key), "scheme", None)
+    scheme = wrapper.__dict__.get("weight_scheme") if scheme is None else scheme
+    if scheme is None or scheme.axis is None:
         return None
-    return grid.scheme.axis, grid.scheme.group_size
+    if scheme.split > 1:
+        layout = Layout(scheme.axis, scheme.split)
+        whole = wrapper.weight.numel() // max(layout.count(wrapper.weight.shape), 1)
+        return scheme.axis, scheme.group_size or max(whole, 1), scheme.split
+    return None if scheme.group_size is None else (scheme.axis, scheme.group_size)
 
 
-def _flat(value: Tensor | None, group: tuple[int, int] | None) -> Tensor | None:
-    """Return the scales of groups, kept ready to broadcast as (channels, groups, 1), without 1."""
-    return value if value is None or group is None else value.squeeze(-1)
+def _flat(value: Tensor | None, group: tuple[int, ...] | None) -> Tensor | None:
+    """Return the scales of groups as (channels, groups); they are kept ready to broadcast."""
+    if value is None or group is None or not value.dim():
+        return value
+    return value.reshape(value.shape[0], -1)
 
 
 def _save_safetensors(
@@ -140,6 +155,7 @@ def _save_safetensors(
             f"{path} is a safetensors file, and safetensors is not installed\n"
             "  pip install 'engine[safetensors]', or choose a name that ends in .pth"
         )
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -164,8 +180,16 @@ def _save_safetensors(
         tensors |= {f"{key}:{name}": parts[name] for name in _PARTS if parts[name] is not None}
         plain[key] = {name: value for name, value in parts.items() if name not in _PARTS}
     facts = {"format": _FORMAT, "version": str(_VERSION)}
-    facts |= {"quantized": json.dumps(plain), "aliases": json.dumps(aliases)}
-    write_whole(path, lambda temporary: save_file(tensors, str(temporary), metadata=facts))
+    facts |= {"quantized": json.dumps(plain), "aliases": json.dumps(aliases), **FIELD}
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, str(temporary), metadata=facts)
+        sign_safetensors(temporary)
+        with safe_open(str(temporary), "pt") as stream:
+            read = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        require_same(dict(sorted(tensors.items())), dict(sorted(read.items())), path)
+
+    write_whole(path, write)
 
 
 def _read_safetensors(path: PathLike) -> dict[str, Any]:
@@ -180,6 +204,7 @@ def _read_safetensors(path: PathLike) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
+        verify(Path(path))
         with safe_open(str(path), "pt") as stream:
             facts = stream.metadata() or {}
             rest = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from engine.export.integer_bias import CONVOLUTIONS, LINEAR, TRANSPOSED, inputs_of
+from engine.export.integer_bias import CONVOLUTIONS, FLOAT_BIAS, LINEAR, TRANSPOSED, inputs_of
 from engine.export.integer_graph import (
     ADD,
     is_dequantize,
@@ -80,14 +80,22 @@ def _weighted(node: fx.Node) -> str:
 
 def _output(node: fx.Node) -> str:
     last = last_of_kernel(node)
+    if node.target in CONVOLUTIONS and _adds_bias(node):
+        return "the bias fits on no grid of the layer's sums"
     if not writes_integers(node):
         grids = sum(map(is_quantize, last.users))
         if grids > 1:
             return SEVERAL_GRIDS
         return FLOAT_READER if grids else FLOAT_OUTPUT
-    bias = inputs_of(node)[2] if node.target in CONVOLUTIONS else None
-    floats = isinstance(bias, fx.Node) and bias.op == "get_attr"
-    return "the bias does not fit into 32 bits" if floats else ""
+    return ""
+
+
+def _adds_bias(node: fx.Node) -> bool:
+    """Return whether all that reads ``node`` adds its bias to it; see ``integer_bias.py``."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].target is not ADD:
+        return False
+    return str(users[0].args[1]).startswith(FLOAT_BIAS)
 
 
 def _layer(node: fx.Node) -> str:

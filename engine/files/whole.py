@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, ExportError
+from engine.files.digest import sign_archive, verify
+from engine.files.read_back import require_same
 
 PathLike = str | os.PathLike[str]
 
@@ -47,7 +49,7 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(target)
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as RuntimeError.
@@ -57,29 +59,42 @@ def write_whole(path: PathLike, write: Callable[[Path], object]) -> Path:
     return target
 
 
-def save_tensors(path: PathLike, value: Any) -> Path:
+def save_tensors(path: PathLike, value: Any, *, read_back: bool = False) -> Path:
     """Save tensors and plain containers with ``torch.save``, whole or not at all.
 
     The file holds tensors of the CPU: one of a card's can only be read where there is such a card.
+    It ends in a digest of itself (see ``digest.py``), which :func:`load_tensors` looks at.
+    With ``read_back`` it is read before it gets its name, and compared.
     """
     import torch
 
     saved = _on_cpu(value, {})
-    return write_whole(path, lambda temporary: torch.save(saved, temporary))
+
+    def write(temporary: Path) -> None:
+        torch.save(saved, temporary)
+        sign_archive(temporary)
+        if read_back:
+            require_same(saved, load_tensors(temporary), path)
+
+    return write_whole(path, write)
 
 
 def load_tensors(path: PathLike, map_location: Any = "cpu") -> Any:
     """Load what ``torch.save`` wrote, tensors and plain containers only (``weights_only=True``).
 
     Raises:
-        CheckpointError: there is no such file, it is cut off or damaged, or it holds code.
+        CheckpointError: there is no such file, it is cut off, damaged or changed since it was
+            written, or it holds code.
     """
     import pickle
 
     import torch
 
     try:
+        verify(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
     except OSError as error:
@@ -123,7 +138,8 @@ def _on_cpu(value: Any, known: dict[tuple[Any, ...], Any]) -> Any:
     return value
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return which rights a new file is not given."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

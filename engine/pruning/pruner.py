@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,9 @@ class Pruner(MaskHolder):
         speedup: bool = False,
         folder_name: PathLike | None = None,
         dummy_input: Any = None,
+        dynamic_axes: Mapping[str, Mapping[int, str] | Sequence[int]] | None = None,
+        opset_version: int | None = None,
+        compare: str = "error",
     ) -> None:
         """Write the model's ``state_dict`` with masked weights zero, the masks, and ONNX.
 
@@ -91,6 +94,13 @@ class Pruner(MaskHolder):
             folder_name: a folder for relative paths, made if need be. Within ``engine run`` it is
                 inside the job's own folder, where relative paths go in any case.
             dummy_input: what ``speedup`` runs the model on.
+            dynamic_axes: sizes that are free in the ONNX file, by input, with their names, as for
+                ``torch.onnx.export``: ``{"input": {0: "batch", 2: "height", 3: "width"}}``. By
+                default as many as the model's code allows.
+            opset_version: of the ONNX file, 13 to 23; by default PyTorch's choice.
+            compare: the ONNX file is run and its outputs are compared with the model's. Where they
+                are further apart than rounding explains: "error", and no file is left; "warn", or
+                "no" comparison.
 
         Raises:
             ExportError: a file cannot be written or the model cannot be exported; no file is left
@@ -99,11 +109,14 @@ class Pruner(MaskHolder):
         """
         export = exports()
         model, masks, onnx = export.placed(folder_name, model_path, mask_path, onnx_path)
+        options = export.OnnxOptions(opset_version, dynamic_axes, compare)
         if speedup or self.speedup_report is not None:
-            export.export_smaller(self, model, masks, onnx, input_shape, device, dummy_input)
+            export.export_smaller(
+                self, model, masks, onnx, input_shape, device, dummy_input, options
+            )
         else:
             self._finishing()
-            export.export_pruned(self, model, masks, onnx, input_shape, device)
+            export.export_pruned(self, model, masks, onnx, input_shape, device, options)
 
     def apply_speedup(
         self,

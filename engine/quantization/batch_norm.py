@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from engine.attach.computed import Stage, without_stage
+from engine.attach.layout import TRANSPOSED, layout_of
 from engine.quantization.layer_graph import layer_paths
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 #: A folded weight's factor is no nearer to 0: it is divided by.
 _LEAST = 1e-12
 
@@ -31,11 +31,12 @@ def norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
     if not any(map(is_foldable, model.modules())):
         return pairs
     for layer, following in layer_paths(model, lambda passed: False):
-        channels = getattr(layer, "out_features", getattr(layer, "out_channels", None))
-        known = isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) or (
-            isinstance(layer, _TRANSPOSED) and layer.groups == 1
-        )
-        if known and is_foldable(following) and following.num_features == channels:
+        layout = layout_of(layer) if isinstance(layer, _FOLDABLE) else None
+        if layout is None or layout.groups != 1 or not is_foldable(following):
+            continue
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        if following.num_features == layout.count(weight.shape):
             pairs[layer] = following
     return pairs
 

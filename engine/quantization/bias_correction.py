@@ -13,16 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.attach.computed import Stage, is_computed, without_stage
+from engine.attach.layout import TRANSPOSED, is_linear_by_columns, output_axis
 from engine.attach.wrapper import Wrapper
 
-_SPATIAL: dict[type[nn.Module], int] = {
-    nn.Conv1d: 1,
-    nn.Conv2d: 2,
-    nn.Conv3d: 3,
-    nn.ConvTranspose1d: 1,
-    nn.ConvTranspose2d: 2,
-    nn.ConvTranspose3d: 3,
-}
+_KNOWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 class _Shift:
@@ -70,13 +64,12 @@ def correct_biases(
     try:
         for wrapper in wrappers:
             layer = wrapper.module
-            axis = -1 - next((n for kind, n in _SPATIAL.items() if isinstance(layer, kind)), 0)
             target: Tensor | None = layer._parameters.get("bias")
             if target is None and layer in norms:
                 target = norms[layer]._buffers["running_mean"]
-            known = axis < -1 or isinstance(layer, nn.Linear)
+            known = isinstance(layer, _KNOWN) or is_linear_by_columns(layer)
             if known and target is not None and is_computed(layer, Stage.QUANTIZE):
-                shift = _Shift(axis)
+                shift = _Shift(output_axis(layer))
                 handle = layer.register_forward_hook(shift, with_kwargs=True)
                 collected.append((layer, target, shift, handle))
         run()

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.attach.layout import Layout, scale_layout
 from engine.attach.wrapper import Wrapper
 from engine.errors import ExportError
 from engine.quantization.affine import wide
 from engine.quantization.quant_types import QuantType
-from engine.quantization.scheme import channel_axis
 
 
 class AffineForm(NamedTuple):
@@ -19,7 +19,8 @@ class AffineForm(NamedTuple):
 
     ``scale``, float32, and ``zero_point``, int32, have shape () for one grid, (channels,) along
     ``axis`` of a weight, or (channels, groups) where each ``group_size`` consecutive weights of a
-    channel share one. A scale is negative where a batch norm that turns signs was folded in.
+    channel share one; ``split`` is the number of groups of a transposed convolution, see
+    :class:`Layout`. A scale is negative where a batch norm that turns signs was folded in.
     """
 
     scale: Tensor
@@ -28,21 +29,21 @@ class AffineForm(NamedTuple):
     qmax: int
     axis: int | None = None
     group_size: int | None = None
+    split: int = 1
 
     def broadcast(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return scale and zero point so that they broadcast against a tensor of ``shape``."""
         if self.axis is None:
             return self.scale, self.zero_point
+        layout = Layout(self.axis, self.split)
         if self.group_size is None:
-            view = [-1 if dim == self.axis else 1 for dim in range(len(shape))]
-            return self.scale.view(view), self.zero_point.view(view)
-        moved = [shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :]]
-        members = shape.numel() // max(shape[self.axis], 1)
+            return layout.spread(self.scale, shape), layout.spread(self.zero_point, shape)
+        members = shape.numel() // max(layout.count(shape), 1)
         scale, zero_point = (
-            each.repeat_interleave(self.group_size, 1)[:, :members].view(moved)
+            layout.restored(each.repeat_interleave(self.group_size, 1)[:, :members], shape)
             for each in (self.scale, self.zero_point)
         )
-        return scale.movedim(0, self.axis), zero_point.movedim(0, self.axis)
+        return scale, zero_point
 
     def integers(self, tensor: Tensor) -> Tensor:
         """Return the int32 integers of ``tensor``, rounded half to even and clamped."""
@@ -83,11 +84,27 @@ def kept_form(wrapper: Wrapper, quant_type: QuantType, quantizer: str) -> Affine
     scale, zero_point, qmin, qmax = parts
     scale = torch.as_tensor(scale, dtype=torch.float32).detach().clone()
     zero_point = torch.as_tensor(zero_point).detach().round().to(torch.int32)
-    axis = group_size = None
+    axis, group_size, split = None, None, 1
     if grid is not None and grid.scheme.axis is not None:
-        axis, group_size = grid.scheme.axis, grid.scheme.group_size
+        axis, group_size, split = grid.scheme.axis, grid.scheme.group_size, grid.scheme.split
     if scale.dim():
+        if axis is None:
+            axis, split = _axis_of(wrapper, scale)
         flat = (-1,) if group_size is None else (scale.shape[0], -1)
         scale, zero_point = scale.reshape(flat), zero_point.reshape(flat)
-        axis = channel_axis(wrapper.module) if axis is None else axis
-    return AffineForm(scale, zero_point, int(qmin), int(qmax), axis, group_size)
+    return AffineForm(scale, zero_point, int(qmin), int(qmax), axis, group_size, split)
+
+
+def _axis_of(wrapper: Wrapper, scale: Tensor) -> tuple[int, int]:
+    """Return the axis, and the groups, of the channels that ``scale`` is one each of."""
+    long = [dim for dim, size in enumerate(scale.shape) if size > 1]
+    layout = scale_layout(wrapper.module)
+    if layout is not None and layout.count(wrapper.weight.shape) == scale.numel():
+        return layout
+    if len(long) == 1 and scale.dim() == wrapper.weight.dim():
+        return long[0], 1
+    raise ExportError(
+        f'the scales of layer "{wrapper.name}", {tuple(scale.shape)}, are not one for each output '
+        f"channel of its weight, {tuple(wrapper.weight.shape)}\n"
+        "  give them the weight's number of dimensions, 1 but for the channels'"
+    )

@@ -20,7 +20,7 @@ from engine.quantization.batch_norm import channel_factor
 from engine.quantization.delay import Delay
 from engine.quantization.quant_types import QuantType
 from engine.quantization.scalars import HIGH, LOW, Scalars, can_share, place, round_shared
-from engine.quantization.scheme import Scheme, channel_axis
+from engine.quantization.scheme import Scheme, channels_of
 
 _INFINITY = float("inf")
 
@@ -203,9 +203,8 @@ class Grid:
     def _factor(self, device: torch.device) -> Tensor:
         weight = self.wrapper.weight
         assert self.norm is not None
-        view = [
-            -1 if dim == channel_axis(self.wrapper.module) else 1 for dim in range(weight.dim())
-        ]
+        axis = channels_of(self.wrapper.module, self.wrapper.name).axis
+        view = [-1 if dim == axis else 1 for dim in range(weight.dim())]
         return channel_factor(self.norm).to(device).view(view)
 
     @torch.no_grad()

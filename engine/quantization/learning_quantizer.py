@@ -39,6 +39,8 @@ class LearningQuantizer(Quantizer):
                 scheme = scheme_of(wrapper, quant_type, "per_tensor_symmetric")
                 weight = wrapper.module._parameters.get("weight")
                 shape = torch.Size() if weight is None else scheme.scale_shape(weight.shape)
+                if scheme.split > 1:
+                    wrapper.__dict__["weight_scheme"] = scheme
                 setattr(wrapper, f"{key}_seen", False)
                 wrapper.set_attribute(f"{key}_zero_point", torch.zeros(shape))
                 wrapper.learn(f"{key}_scale", torch.ones(shape))
@@ -57,7 +59,12 @@ class LearningQuantizer(Quantizer):
 
     def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the weight on its learned grid."""
-        return self._round(weight, wrapper, QuantType.WEIGHT)
+        scheme = wrapper.__dict__.get("weight_scheme")
+        if scheme is None:
+            return self._round(weight, wrapper, QuantType.WEIGHT)
+        rounded = self._round(scheme.arranged(weight), wrapper, QuantType.WEIGHT)
+        restored: Tensor = scheme.restored(rounded, weight.shape)
+        return restored
 
     def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the input on its learned grid."""

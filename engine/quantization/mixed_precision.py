@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.attach.selection import select_layers
 from engine.errors import EngineError
 from engine.quantization.affine import fake_quantize
-from engine.quantization.scheme import Scheme, channel_axis
+from engine.quantization.scheme import Scheme, channels_of
 from engine.user_code.batches import Forward, batches_in, call_with_batch
 
 #: So many of the partial choices that no other beats are kept; fewer lose nothing.
@@ -130,16 +130,19 @@ def scan_bits(
         for weight, module, names in weights.values():
             plain = weight.detach().clone()
             harm = {}
+            layout = channels_of(module, names[0])
             try:
                 for width in sorted(set(bits), reverse=True):
-                    scheme = Scheme(width, True, True, channel_axis(module))
-                    scale, _ = scheme.parameters(*scheme.extremes(plain))
-                    weight.copy_(fake_quantize(plain, scale, None, scheme.qmin, scheme.qmax))
+                    scheme = Scheme(width, True, True, layout.axis, split=layout.groups)
+                    arranged = scheme.arranged(plain)
+                    scale, _ = scheme.parameters(*scheme.extremes(arranged))
+                    rounded = fake_quantize(arranged, scale, None, scheme.qmin, scheme.qmax)
+                    weight.copy_(scheme.restored(rounded, plain.shape))
                     lost = harm_of()
                     harm[width] = math.inf if math.isnan(lost) else lost
             finally:
                 weight.copy_(plain)
-            channels = plain.shape[channel_axis(module)]
+            channels = layout.count(plain.shape)
             result.append(LayerSensitivity(tuple(names), plain.numel(), channels, harm))
     finally:
         for module in training:

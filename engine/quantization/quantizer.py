@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -122,6 +122,9 @@ class Quantizer(Compressor):
         *,
         batches: Iterable[Any] | None = None,
         folder_name: PathLike | None = None,
+        dynamic_axes: Mapping[str, Mapping[int, str] | Sequence[int]] | None = None,
+        opset_version: int | None = None,
+        compare: str = "error",
     ) -> list[Placement]:
         """Write the quantized weights as packed integers, ranges as JSON, and a QDQ ONNX.
 
@@ -142,6 +145,13 @@ class Quantizer(Compressor):
                 ONNX file. An approximation beyond the fake-quantized model.
             folder_name: a folder for relative paths, made if need be. Within ``engine run`` it is
                 inside the job's own folder, where relative paths go in any case.
+            dynamic_axes: sizes that are free in the ONNX file, by input, with their names, as for
+                ``torch.onnx.export``: ``{"input": {0: "batch", 2: "height", 3: "width"}}``. By
+                default as many as the model's code allows.
+            opset_version: of the ONNX file, 13 to 23; by default PyTorch's choice.
+            compare: the ONNX file is run and its outputs are compared with the model's. Where they
+                are further apart than rounding explains: "error", and no file is left; "warn", or
+                "no" comparison.
 
         Returns:
             Of each convolution, linear layer and sum whether it computes with integers in the ONNX
@@ -155,7 +165,14 @@ class Quantizer(Compressor):
         export = exports()
         model, ranges, onnx = export.placed(folder_name, model_path, calibration_path, onnx_path)
         written: list[Placement] = export.export_quantized(
-            self, model, ranges, onnx, input_shape, device, batches
+            self,
+            model,
+            ranges,
+            onnx,
+            input_shape,
+            device,
+            batches,
+            export.OnnxOptions(opset_version, dynamic_axes, compare),
         )
         return written
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from engine.attach.layout import STATED, Layout, scale_layout
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, Problem
 from engine.quantization.affine import affine_parameters
@@ -14,7 +15,6 @@ from engine.quantization.quant_types import QuantType, bits_of, of_type
 
 #: Members of a group that share a scale, unless an entry says otherwise.
 GROUP_SIZE = 32
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Scheme:
         axis: the axis of the weight's channels, each with a scale of its own; None: one scale.
         group_size: each so many consecutive weights of a channel have a scale of their own (the
             last group may be smaller); None: no groups.
+        split: into how many groups a transposed convolution is divided, see :class:`Layout`.
         qmin: the smallest integer.
         qmax: the largest integer.
         covers_negative: whether a grid over a tensor's extremes holds its negative values, too.
@@ -43,6 +44,7 @@ class Scheme:
     signed: bool = False
     axis: int | None = None
     group_size: int | None = None
+    split: int = 1
     qmin: int = field(init=False, compare=False, repr=False)
     qmax: int = field(init=False, compare=False, repr=False)
     covers_negative: bool = field(init=False, compare=False, repr=False)
@@ -70,33 +72,38 @@ class Scheme:
         """Return ``tensor`` so that scales of :meth:`extremes` broadcast against it.
 
         Groups: (channels, groups, group_size), the last group filled up with zeros, which every
-        grid holds. Otherwise ``tensor`` itself. A view wherever that is possible.
+        grid holds. Channels of a transposed convolution of several groups: (channels, elements).
+        Otherwise ``tensor`` itself. A view wherever that is possible.
         """
-        if self.group_size is None or self.axis is None:
+        if self.axis is None or (self.group_size is None and self.split == 1):
             return tensor
-        rows = tensor.movedim(self.axis, 0).flatten(1)
+        rows = Layout(self.axis, self.split).rows(tensor)
+        if self.group_size is None:
+            return rows
         missing = -rows.shape[1] % self.group_size
         rows = nn.functional.pad(rows, (0, missing)) if missing else rows
         return rows.reshape(rows.shape[0], -1, self.group_size)
 
     def restored(self, arranged: Tensor, shape: torch.Size) -> Tensor:
         """Return what :meth:`arranged` made of a tensor of ``shape`` in that shape again."""
-        if self.group_size is None or self.axis is None:
+        if self.axis is None or (self.group_size is None and self.split == 1):
             return arranged
-        moved = torch.Size([shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :]])
-        rows = arranged.flatten(1)[:, : moved[1:].numel()]
-        return rows.reshape(moved).movedim(0, self.axis)
+        layout = Layout(self.axis, self.split)
+        rows = arranged.flatten(1)[:, : shape.numel() // max(layout.count(shape), 1)]
+        return layout.restored(rows, shape)
 
     def extremes(self, arranged: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smallest and largest value that each scale is for, ready to broadcast.
 
-        Shapes: () per tensor, (1, .., channels, .., 1) per channel, (channels, groups, 1) for
-        groups.
+        Shapes: () per tensor, (1, .., channels, .., 1) per channel, (channels, 1) of several groups
+        of a transposed convolution, (channels, groups, 1) for groups.
         """
         if self.axis is None:
             return torch.aminmax(arranged)
         if self.group_size is not None:
             dims = [2]
+        elif self.split > 1:
+            dims = [1]
         else:
             dims = [dim for dim in range(arranged.dim()) if dim != self.axis]
             if not dims:
@@ -127,10 +134,12 @@ class Scheme:
         """Return the shape of :meth:`extremes` for a tensor of ``shape``."""
         if self.axis is None:
             return torch.Size()
-        channels = shape[self.axis]
+        channels = Layout(self.axis, self.split).count(shape)
         if self.group_size is not None:
             groups = -(-(shape.numel() // max(channels, 1)) // self.group_size)
             return torch.Size([channels, groups, 1])
+        if self.split > 1:
+            return torch.Size([channels, 1])
         return torch.Size([channels if dim == self.axis else 1 for dim in range(len(shape))])
 
 
@@ -150,9 +159,23 @@ def _following(value: Tensor) -> Tensor:
     return (value.view(torch.int16) + 1).view(torch.bfloat16)
 
 
-def channel_axis(module: nn.Module) -> int:
-    """Return the axis of the weight of ``module`` that counts its output channels, or rows."""
-    return int(isinstance(module, _TRANSPOSED))
+def channels_of(module: nn.Module, name: str) -> Layout:
+    """Return what of the weight of ``module`` has scales of its own.
+
+    Raises:
+        ConfigError: nobody knows; the layer is named.
+    """
+    layout = scale_layout(module)
+    if layout is not None:
+        return layout
+    problem = Problem(
+        f'layer "{name}" is a {type(module).__name__}, and where its weight\'s output channels are '
+        "is not known: they cannot have scales of their own",
+        "/config_list",
+        allowed='needs: "quant_scheme": {"weight": "per_tensor_symmetric"} or "per_tensor_affine"; '
+        f"or an attribute {STATED} = 0 (or 1, ...) of its class",
+    )
+    raise ConfigError([problem])
 
 
 def scheme_of(
@@ -165,23 +188,25 @@ def scheme_of(
     ``quant_dtype`` is ``int`` or ``uint``; without it, symmetric is ``int`` and affine ``uint``.
 
     Raises:
-        ConfigError: the bits leave no integers; the layer is named.
+        ConfigError: the bits leave no integers, or channels are to have scales and nobody knows
+            where the weight has them; the layer is named.
     """
     text = str(of_type(wrapper.config.get("quant_scheme"), quant_type) or default)
     symmetric = text.endswith("symmetric")
     dtype = of_type(wrapper.config.get("quant_dtype"), quant_type)
-    axis = None
+    layout = None
     if quant_type == QuantType.WEIGHT and not text.startswith("per_tensor"):
-        axis = channel_axis(wrapper.module)
+        layout = channels_of(wrapper.module, wrapper.name)
     size = int(wrapper.config.get("quant_group_size") or GROUP_SIZE)
-    grouped = axis is not None and text.startswith("per_group")
+    grouped = layout is not None and text.startswith("per_group")
     try:
         return Scheme(
             bits_of(wrapper, quant_type),
             symmetric,
             symmetric if dtype is None else dtype == "int",
-            axis,
+            None if layout is None else layout.axis,
             size if grouped else None,
+            1 if layout is None else layout.groups,
         )
     except ValueError as error:
         problem = Problem(

@@ -92,6 +92,7 @@ def save_compressed(model: nn.Module, path: PathLike) -> None:
             "recipe": recipe,
             "state_dict": {k: v.detach().cpu() for k, v in model.state_dict().items()},
         },
+        read_back=True,
     )
 
 
