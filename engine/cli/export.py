@@ -49,6 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-shape", metavar="SIZES", help="of the input, batch included, such as 1,3,224,224"
     )
+    parser.add_argument(
+        "--dynamic",
+        metavar="DIM=NAME",
+        nargs="+",
+        help="sizes of the input that are free in the ONNX file, such as 0=batch 2=height 3=width; "
+        "of one of several inputs mask:1=length; by default as many as the model allows",
+    )
+    parser.add_argument("--opset", metavar="N", type=int, help="of the ONNX file, 13 to 23")
+    parser.add_argument(
+        "--compare",
+        choices=("error", "warn", "no"),
+        default="error",
+        help="what to do where the ONNX file computes something else than the model; error is the "
+        "default",
+    )
     quantized = parser.add_argument_group("of a quantized model")
     quantized.add_argument("--ranges", metavar="FILE", help="also write ranges and grids as JSON")
     quantized.add_argument(
@@ -80,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
         raise EngineError(
             f"{'--onnx' if args.onnx else '--speedup'} needs --input-shape, such as 1,3,224,224"
         )
+    onnx = {
+        "opset_version": args.opset,
+        "dynamic_axes": None if args.dynamic is None else _dynamic(args.dynamic),
+        "compare": args.compare,
+    }
     compressor: Any = _restored(settings, args)
     placements: list[Placement] = []
     if quantized:
@@ -87,13 +107,19 @@ def run(args: argparse.Namespace) -> int:
             compressor.load_calibration(args.load_ranges)
         batches = None if args.batches is None else _batches(args.batches)
         paths = (args.output, args.ranges, args.onnx)
-        placements = compressor.export_model(*paths, shape, batches=batches)
+        placements = compressor.export_model(*paths, shape, batches=batches, **onnx)
     else:
         import torch
 
         example = torch.zeros(shape) if shape is not None else None
         compressor.export_model(
-            args.output, args.masks, args.onnx, shape, speedup=args.speedup, dummy_input=example
+            args.output,
+            args.masks,
+            args.onnx,
+            shape,
+            speedup=args.speedup,
+            dummy_input=example,
+            **onnx,
         )
     _tell(args, placements)
     return 0
@@ -153,6 +179,20 @@ def _shape(text: str | None) -> list[int] | None:
             f'--input-shape needs sizes of at least 1, such as 1,3,224,224, got "{text}"'
         )
     return sizes
+
+
+def _dynamic(items: list[str]) -> dict[str, dict[int, str]]:
+    """Return ``dynamic_axes`` of items such as "2=height" and "mask:1=length"."""
+    axes: dict[str, dict[int, str]] = {}
+    for item in items:
+        place, sign, name = item.partition("=")
+        owner, _, dim = place.rpartition(":")
+        if not sign or not name.isidentifier() or not dim.lstrip("-").isdigit():
+            raise EngineError(
+                f'--dynamic needs DIM=NAME or INPUT:DIM=NAME, such as 2=height, got "{item}"'
+            )
+        axes.setdefault(owner or "input", {})[int(dim)] = name
+    return axes
 
 
 def _batches(path: str) -> list[Any]:

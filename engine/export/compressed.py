@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from engine.attach.computed import Stage, is_computed
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
 from engine.export.comparison import Sample, sample_of
@@ -23,8 +22,10 @@ from engine.export.onnx_file import (
     write_program,
 )
 from engine.export.packed_file import packed_weights, save_quantized
+from engine.export.ready import require_attached, require_ranges, warn_without_masks
 from engine.files import PathLike, save_tensors, write_whole
 from engine.pruning.mask_files import masks_of
+from engine.quantization.shared_weights import half_shared
 from engine.user_code.batches import batches_in
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def export_pruned(
 ) -> None:
     """Write a pruned model; see ``Pruner.export_model``."""
     _needs_path(model_path)
+    require_attached(pruner)
+    warn_without_masks(pruner)
     # By identity, since a shared parameter has several keys.
     masked: dict[int, Tensor] = {}
     for wrapper in pruner.wrappers:
@@ -76,7 +79,10 @@ def export_quantized(
 ) -> list[Placement]:
     """Write a quantized model; see ``Quantizer.export_model``."""
     _needs_path(model_path)
+    require_attached(quantizer)
     _refuse_half_shared(quantizer)
+    if calibration_path is not None or onnx_path is not None:
+        require_ranges(quantizer)
     packed = packed_weights(quantizer.wrappers)
     rest = {
         key: value for key, value in quantizer.bound_model.state_dict().items() if key not in packed
@@ -176,16 +182,11 @@ def _first_range(quantizer: Quantizer) -> tuple[float, float]:
 
 def _refuse_half_shared(quantizer: Quantizer) -> None:
     """Raise ExportError where a weight is quantized in one layer and shared with a plain one."""
-    wrappers = [w for w in quantizer.wrappers if is_computed(w.module, Stage.QUANTIZE)]
-    quantized = {id(w.weight): w for w in wrappers}
-    modules = {id(w.module) for w in wrappers}
-    for name, module in quantizer.bound_model.named_modules():
-        wrapper = quantized.get(id(module._parameters.get("weight")))
-        if wrapper is not None and id(module) not in modules:
-            raise ExportError(
-                f'layer "{wrapper.name}" is quantized and shares its weight with "{name}", which '
-                "is not: one file cannot hold both; quantize both, or exclude both"
-            )
+    for name, other in half_shared(quantizer.bound_model, quantizer.wrappers):
+        raise ExportError(
+            f'layer "{name}" is quantized and shares its weight with "{other}", which '
+            "is not: one file cannot hold both; quantize both, or exclude both"
+        )
 
 
 def _needs_path(model_path: PathLike | None) -> None:

@@ -60,7 +60,9 @@ def require_free(program: ExportedProgram, calls: Calls) -> None:
     for node, names in zip(inputs, calls.names, strict=False):
         for dim, name in names.items():
             size = node.meta["val"].shape[dim]
-            if isinstance(size, int):
+            # A size that turned out to be one number may still stand there as a symbol.
+            size = size if isinstance(size, int) else size.node.maybe_as_int()
+            if size is not None:
                 raise ExportError(
                     f'dynamic_axes: dimension {dim} ("{name}") of the input "{node.name}" cannot '
                     f"be free: the model takes a size of {size} there only\n"

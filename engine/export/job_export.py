@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ExportError
 from engine.export.onnx_file import OnnxOptions, example_of, export_onnx
+from engine.export.ready import require_attached
 from engine.files import PathLike, save_tensors
 from engine.files.job import model_folder
 from engine.pruning.mask_files import masks_of
@@ -51,20 +53,26 @@ def export_smaller(
     Masks are written first: they are those of the model as it was.
 
     Raises:
-        ExportError: a file cannot be written, or masks are asked for when they are gone.
+        ExportError: a file cannot be written.
         SpeedupError: no smaller model with equal outputs was found; nothing was changed.
+
+    Warns:
+        UserWarning: masks are asked for when they are gone.
     """
     from engine.speedup import is_smaller, save_compressed
 
     model = pruner.bound_model
     if pruner.speedup_report is None:
+        require_attached(pruner)
         if mask_path is not None:
             save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
         pruner.apply_speedup(dummy_input)
     elif mask_path is not None:
-        raise ExportError(
-            "apply_speedup() has removed what was masked: there are no masks any more\n"
-            "  leave mask_path out, or let export_model(..., speedup=True) do both"
+        warnings.warn(
+            f"{mask_path} is not written: apply_speedup() has removed what was masked, and there "
+            "are no masks any more\n"
+            "  leave it out, or export the masks before apply_speedup()",
+            stacklevel=3,
         )
     if is_smaller(model):
         save_compressed(model, model_path)

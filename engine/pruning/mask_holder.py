@@ -59,6 +59,7 @@ class MaskHolder(Compressor):
         super().__init__(model, *args, **kwargs)
         self._due = True
         self._trained = False
+        self._epochs_told = 0
         self._removed = RemovedWeights()
         self._tied = tied_layers(self.wrappers, describe(self))
         #: Parameters of other layers that are masked with the filters before them.
@@ -250,6 +251,7 @@ class MaskHolder(Compressor):
         finally:
             if hook == "update_epoch":
                 self._due = True
+                self._epochs_told += 1
 
     def _refresh_companions(self) -> None:
         for companion in self.companions:

@@ -69,7 +69,7 @@ class Schedule(Pruner):
         Asked when a trained model is exported or made smaller. A subclass whose rounds are not
         epochs has its own.
         """
-        if self.epoch == 0:
+        if self.epoch == 0 and self._epochs_told != 1:  # once: the first epoch is not over yet
             return "update_epoch was never called with an epoch above 0: it is still at epoch 0"
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from engine.quantization.quant_types import bits_of as bits_of
 from engine.quantization.quant_types import of_type as of_type
 from engine.quantization.quant_types import quant_types_of as quant_types_of
 from engine.quantization.quantized_layers import QuantizedLayers
+from engine.quantization.shared_weights import half_shared
 
 
 class Quantizer(Compressor):
@@ -53,6 +55,7 @@ class Quantizer(Compressor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._layers = QuantizedLayers()
+        self._told_uncalibrated = False
         never_called = [
             wrapper.name
             for wrapper in self.wrappers
@@ -70,6 +73,21 @@ class Quantizer(Compressor):
                         'all of them are "op_types": ["NonDynamicallyQuantizableLinear"]',
                     )
                     for name in never_called
+                ],
+                describe(self),
+            )
+
+        half = half_shared(self.bound_model, self.wrappers)
+        if half:
+            raise ConfigError(
+                [
+                    Problem(
+                        f'"{name}" is to be quantized and shares its weight with "{other}", which '
+                        "is not: no file can hold both",
+                        "/config_list",
+                        allowed=f'quantize the weight of both, or exclude "{name}"',
+                    )
+                    for name, other in half
                 ],
                 describe(self),
             )
@@ -197,6 +215,22 @@ class Quantizer(Compressor):
             with torch.no_grad(), begun(wrapper):
                 _ = wrapper.module.weight  # brings a grid over its extremes up to date
         return kept_form(wrapper, quant_type, describe(self))
+
+    def warn_uncalibrated(self, wrapper: Wrapper, key: str) -> None:
+        """Warn, once, where an activation is evaluated in float since it has no range yet."""
+        if self._told_uncalibrated or torch.compiler.is_compiling():
+            return
+        self._told_uncalibrated = True
+        remedy = (
+            "call calibrate(batches) after compress()"
+            if hasattr(self, "calibrate")
+            else "run batches through it in training mode first"
+        )
+        warnings.warn(
+            f'{describe(self)}: the {key} of layer "{wrapper.name}" has no range yet and is '
+            f"evaluated in float\n  {remedy}",
+            stacklevel=2,
+        )
 
     # -- inside --------------------------------------------------------------------------------
 

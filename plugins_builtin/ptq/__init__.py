@@ -109,6 +109,8 @@ class PTQQuantizer(Quantizer):
 
     def _activation(self, tensor: Tensor, wrapper: Wrapper, key: str) -> Tensor:
         if self._calibration is None:
+            if not wrapper.__dict__[f"{key}_seen"]:
+                self.warn_uncalibrated(wrapper, key)
             return wrapper.grids[key].over_range(tensor)
         self._calibration.observe(tensor, wrapper, key)
         return tensor

@@ -60,11 +60,15 @@ class QAT_Quantizer(Quantizer):
     def quantize_input(self, input: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the input on the grid of its smoothed range."""
         follows = self._following and wrapper.module.training
+        if not (wrapper.module.training or wrapper.__dict__["input_seen"]):
+            self.warn_uncalibrated(wrapper, "input")
         return wrapper.grids["input"].over_range(input, self.ema_decay if follows else None)
 
     def quantize_output(self, output: Tensor, wrapper: Wrapper) -> Tensor:
         """Return the output on the grid of its smoothed range."""
         follows = self._following and wrapper.module.training
+        if not (wrapper.module.training or wrapper.__dict__["output_seen"]):
+            self.warn_uncalibrated(wrapper, "output")
         return wrapper.grids["output"].over_range(output, self.ema_decay if follows else None)
 
     def compress(self) -> nn.Module:

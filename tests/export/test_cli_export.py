@@ -97,6 +97,21 @@ def test_ranges_of_a_file_stand_in_for_a_checkpoint(place, export, tmp_path):
     assert (tmp_path / "first.json").read_text() == (tmp_path / "second.json").read_text()
 
 
+def test_sizes_and_opset_of_the_file_are_chosen(export):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    base = ("pruned.yaml", "--output", "m.pth", "--onnx", "m.onnx", "--input-shape", "1,1,8,8")
+    chosen = ("--dynamic", "0=pictures", "--opset", "19", "--compare", "warn")
+    code, _, errors = export(*base, *chosen)
+    assert (code, errors) == (0, "")
+    held = onnx.load("m.onnx")
+    assert held.opset_import[0].version == 19
+    assert held.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "pictures"
+    code, _, errors = export(*base, "--dynamic", "height")
+    assert code == 2
+    assert errors.startswith("--dynamic needs DIM=NAME or INPUT:DIM=NAME, such as 2=height, got")
+
+
 def test_a_pruned_model_is_written_small(export):
     code, output, errors = export(
         "pruned.yaml", "--output", "m.pth", "--masks", "k.pth", "--speedup", "--input-shape",
@@ -140,8 +155,9 @@ def test_a_pruned_model_is_written_small(export):
         ),
         (
             ("quantized.yaml", "--onnx", "m.onnx", "--input-shape", "1,1,8,8"),
-            'the input of layer "conv1" has no range yet: run batches through the model in '
-            "training mode, or calibrate it, before it is exported",
+            "no activation has a range yet: the model was quantized and never calibrated\n"
+            "  run batches through the model in training mode after compress(), with data that is "
+            "finite",
         ),
     ],
 )

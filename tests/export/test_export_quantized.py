@@ -128,11 +128,14 @@ def test_the_calibration_has_each_layers_grids_as_they_are_now(tmp_path):
 
 
 def test_a_range_that_was_never_seen_is_null(tmp_path):
-    quantizer = attach(QAT_Quantizer, mlp(2, 1), 4, "weight", "input")
-    quantizer.export_model(tmp_path / "model.pth", tmp_path / "calibration.json")
+    model = nn.Sequential(mlp(2, 1), nn.Linear(2, 1))
+    quantizer = attach(QAT_Quantizer, model, 4, "weight", "input")
+    model[1](torch.ones(3, 2))
+    with pytest.warns(UserWarning, match='no range yet of the input of "0.0": null in the file'):
+        quantizer.export_model(tmp_path / "model.pth", tmp_path / "calibration.json")
     text = (tmp_path / "calibration.json").read_text()
     assert "NaN" not in text
-    assert json.loads(text)["0"]["input"]["range"] is None
+    assert json.loads(text)["0.0"]["input"]["range"] is None
 
 
 # -- what cannot be exported ---------------------------------------------------------------------
