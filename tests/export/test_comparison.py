@@ -196,3 +196,24 @@ def test_a_large_model_that_fails_leaves_what_was_there(monkeypatch, tmp_path):
     with pytest.raises(ExportError, match="no"):
         quantizer.export_model(tmp_path / "m.pth", None, tmp_path / "net.onnx")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Counted(nn.Module):
+    """Its code holds the number of pictures: no other batch goes through the file."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(2, 3, 1)
+
+    def forward(self, x):
+        return self.layer(x).reshape(10, 12).relu()
+
+
+def test_batches_of_one_size_only_are_compared_whole(tmp_path):
+    torch.manual_seed(12)
+    x = torch.randn(10, 2, 4)
+    quantizer = quantized(Counted(), x, "ptq", op_types=["Conv1d"])
+    quantizer.export_model(
+        tmp_path / "m.pth", None, tmp_path / "m.onnx", [10, 2, 4], batches=[x, x + 1]
+    )
+    assert (tmp_path / "m.onnx").exists()
