@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
 from engine.export.comparison import Sample, sample_of
-from engine.export.free_sizes import as_call
+from engine.export.free_sizes import as_call, fixed_size
 from engine.export.onnx_file import (
     NotExportedError,
     OnnxOptions,
@@ -153,7 +153,7 @@ def _samples(
         batch = batches[0]
         if isinstance(batch, (tuple, list)):
             batch = tuple(batch[: max(len(args), 1)])
-        args, kwargs = as_call(pytree.tree_map_only(Tensor, lambda t: t[:_COMPARED], batch))
+        args, kwargs = as_call(_first_items(batch, program))
     elif quantizer.dummy_input is not example:
         low, high = _first_range(quantizer)
         args = tuple(low + (tensor + 1) / 2 * (high - low) for tensor in args)
@@ -170,6 +170,19 @@ def _samples(
             model.to(home)
         for module in training:
             module.training = True
+
+
+def _first_items(batch: Any, program: Any) -> Any:
+    """Return a part of a batch where the program takes any number of items, else all of it."""
+    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    counts = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+    inputs = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.nodes if node.name in inputs]
+    shapes = [node.meta["val"].shape for node in nodes if isinstance(node.meta["val"], Tensor)]
+    free = all(len(shape) and fixed_size(shape[0]) is None for shape in shapes)
+    if len(counts) != 1 or not free:
+        return batch
+    return pytree.tree_map_only(Tensor, lambda t: t[:_COMPARED], batch)
 
 
 def _first_range(quantizer: Quantizer) -> tuple[float, float]:

@@ -59,15 +59,24 @@ def require_free(program: ExportedProgram, calls: Calls) -> None:
     inputs = [nodes[name] for name in program.graph_signature.user_inputs if name in nodes]
     for node, names in zip(inputs, calls.names, strict=False):
         for dim, name in names.items():
-            size = node.meta["val"].shape[dim]
-            # A size that turned out to be one number may still stand there as a symbol.
-            size = size if isinstance(size, int) else size.node.maybe_as_int()
+            size = fixed_size(node.meta["val"].shape[dim])
             if size is not None:
                 raise ExportError(
                     f'dynamic_axes: dimension {dim} ("{name}") of the input "{node.name}" cannot '
                     f"be free: the model takes a size of {size} there only\n"
                     "  leave it out, or change what in the model's forward fixes the size"
                 )
+
+
+def fixed_size(size: Any) -> int | None:
+    """Return the number that a size in a graph is; None where it is free.
+
+    One that turned out to be a number may still stand there as a symbol.
+    """
+    if isinstance(size, int):
+        return size
+    number: int | None = size.node.maybe_as_int()
+    return number
 
 
 def _call(

@@ -139,10 +139,11 @@ def test_a_weight_that_only_one_of_its_layers_quantizes_is_not_exported(tmp_path
     model[0].weight = nn.Parameter(torch.randn(4, 4))
     other = nn.Linear(4, 4)
     other.weight = model[0].weight
-    model.append(other)
+    model.append(nn.Linear(4, 4))
     entry = {"op_names": ["0"], "quant_types": ["weight"], "quant_bits": 8}
     quantizer = QAT_Quantizer(model, [entry])
     quantizer.compress()
+    model[3] = other  # tied since then: before, the quantizer would not have been made
     with pytest.raises(ExportError, match='shares its weight with "3"'):
         quantizer.export_model(tmp_path / "model.pth")
     assert not list(tmp_path.iterdir())
