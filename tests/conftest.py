@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: is about a CUDA device; see tests/gpu/conftest.py")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell lets what it runs in the background ignore interrupts; scripts would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The models are tiny: threads would cost more than they save, above all under pytest-xdist.
     torch.set_num_threads(1)
 
