@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, PluginError, Problem
 from engine.hookspecs import hookimpl
+from engine.plugins.blame import describe
 from engine.pruning.bound import Group, bound_groups
 from engine.pruning.channels import Channels
 from engine.pruning.masks import prune_count, wide
@@ -140,6 +141,17 @@ class GroupConstraint:
             raise ConfigError([problem], type(self._pruner).__name__)
         return next(iter(fractions), 0.0)
 
+    def _of_single_weights(self, pruner: Pruner, wrapper: Wrapper) -> ConfigError:
+        """Return the error for a pruner whose masks say nothing of whole filters."""
+        problem = Problem(
+            f'{describe(pruner)} removes single weights of layer "{wrapper.name}", and {self.name} '
+            "decides over whole filters: nothing would be removed",
+            "/extensions",
+            None,
+            "allowed: a pruner that removes whole filters, such as l1_filter, l2_filter or fpgm",
+        )
+        return ConfigError([problem], type(pruner).__name__)
+
     def _all_masks(self) -> dict[int, Tensor | None]:
         rankings = [[self._ranking(member) for member in group.members] for group in self.groups]
         known = [list(filter(None, ranking)) for ranking in rankings]
@@ -168,7 +180,10 @@ class GroupConstraint:
             masks = pruner.own_mask(wrapper, target)
             if masks is None or "weight_mask" not in masks:
                 return None
-            kept = channels.rows(masks["weight_mask"]).any(dim=1)
+            rows = channels.rows(masks["weight_mask"]) != 0
+            kept = rows.any(dim=1)
+            if bool((rows.all(dim=1) != kept).any()):
+                raise self._of_single_weights(pruner, wrapper)
             removed = int((~kept).sum())
             # Filters that the mask keeps come after those that it removes, by their norm.
             norms = wide(channels.rows(wrapper.weight.detach())).norm(dim=1)

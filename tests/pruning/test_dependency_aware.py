@@ -318,3 +318,18 @@ def test_from_a_configuration_file(net: Net) -> None:
     pruner.compress()
     gone = removed(pruner)
     assert gone["stem"] == gone["two.b"]
+
+
+@pytest.mark.parametrize("extension", ["dependency_aware", "global_ranking"])
+def test_a_pruner_of_single_weights_is_refused_where_layers_are_bound(extension):
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    before = model[0].weight.detach().clone()
+    config = {
+        "compressor": "level",
+        "config_list": [{"op_types": ["Linear"], "sparsity": 0.5}],
+        "extensions": [extension],
+    }
+    pruner = engine.create_compressor(model, config, dummy_input=torch.randn(2, 16))
+    with pytest.raises(ConfigError, match='level removes single weights of layer "0", and'):
+        pruner.compress()
+    assert torch.equal(model[0].weight, before)
