@@ -26,8 +26,11 @@ _MODULES = (
 )
 #: The check without which no other has a meaning.
 _NEEDED = "the_schema_is_json_schema"
-for _name in _MODULES:
-    import_module(f"engine.testing.{_name}")
+_PATHS = [f"engine.testing.{name}" for name in _MODULES]
+for _path in _PATHS:
+    import_module(_path)
+# Whoever has imported one of them before has not changed the order.
+CHECKS.sort(key=lambda each: _PATHS.index(each.function.__module__))
 
 
 def checks_for(plugin: Plugin) -> list[Check]:

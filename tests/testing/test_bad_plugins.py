@@ -342,7 +342,8 @@ def test_a_schema_that_is_no_json_schema_is_the_plugins_fault(site, capsys):
     assert cli.main(["check", "made"]) == 1
     report = " ".join(capsys.readouterr().out.split())
     assert "'nmber' is not valid under any of the given schemas" in report
-    assert report.count(" failed ") < 5  # what needs the schema is skipped
+    # What needs the schema is skipped.
+    assert report.count(" failed ") < 5, report
 
 
 @pytest.mark.parametrize(
