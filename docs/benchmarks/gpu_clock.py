@@ -2,7 +2,6 @@
 
 import os
 import random
-import statistics
 import sys
 import time
 import warnings
@@ -10,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from interleaved import medians
 
 import engine
 import plugins_builtin
@@ -46,14 +46,7 @@ def compare(variants, device, seconds, repeat=5, seed=0):
                 variants[name]()
             settle(device)
             times[name].append((time.perf_counter() - started) / repeat)
-    base = times[order[0]]
-    return {
-        name: (
-            statistics.median(times[name]),
-            statistics.median(t / b for t, b in zip(times[name], base, strict=True)),
-        )
-        for name in order
-    }
+    return medians(times)
 
 
 def waits(call, device):

@@ -26,13 +26,18 @@ def compare(variants, rounds, warmup=2, repeat=1, seed=0):
             for _ in range(repeat):
                 run()
             times[name].append((time.process_time() - started) / repeat)
-    base = times[order[0]]
+    return medians(times)
+
+
+def medians(times):
+    """Return {name: (median, median of the ratios to the first of the same round)}."""
+    base = next(iter(times.values()))
     return {
         name: (
-            statistics.median(times[name]),
-            statistics.median(t / b for t, b in zip(times[name], base, strict=True)),
+            statistics.median(own),
+            statistics.median(t / b for t, b in zip(own, base, strict=True)),
         )
-        for name in order
+        for name, own in times.items()
     }
 
 
