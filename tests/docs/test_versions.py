@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,37 @@ def test_the_copy_is_what_git_knows_of(tmp_path):
     assert (tmp_path / "copy" / "engine" / "api_version.py").exists()
     assert not (tmp_path / "copy" / "left over").exists()
     assert not (tmp_path / "copy" / ".venv").exists()
+
+
+# -- what the tests themselves need ------------------------------------------------------------
+
+
+def installed_by(extras: set[str]) -> set[str]:
+    """Names of all distributions that these extras of the project bring, theirs included."""
+    found: set[str] = set()
+    waiting = [("engine", frozenset(extras))]
+    while waiting:
+        distribution, wanted = waiting.pop()
+        for text in requires(distribution) or ():
+            needed = Requirement(text)
+            environments = [{"extra": extra} for extra in wanted] or [{"extra": ""}]
+            if needed.marker is None or any(map(needed.marker.evaluate, environments)):
+                key = (needed.name, frozenset(needed.extras))
+                if f"{key}" not in found:
+                    found |= {f"{key}", name(needed)}
+                    waiting.append(key)
+    return found
+
+
+def run_by_tests() -> set[str]:
+    """Modules that the tests start with `python -m`."""
+    texts = (file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    return {module for text in texts for module in re.findall(r'"-m", "(\w+)"', text)}
+
+
+def test_what_the_tests_start_is_installed_for_them():
+    there, modules = installed_by({"test", "docs"}), packages_distributions()
+    started = run_by_tests() - {"engine", "pip"}
+    assert {"ruff", "pytest", "sphinx"} <= started
+    for module in started:
+        assert {name(Requirement(of)) for of in modules[module]} <= there, module
