@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 #: (major, minor): a plugin written for the same major and no later minor works.
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)

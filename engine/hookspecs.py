@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from engine.attach.compressor import Compressor
     from engine.attach.wrapper import Wrapper
+    from engine.calibration import LayerInputs, LayerResult
     from engine.quantization.quantizer import QuantType
     from engine.speedup import RuleLike
 
@@ -76,6 +77,21 @@ class HookSpecs:
         ``wrapper_idx`` is the wrapper's place in ``get_modules_wrapper()``. None: not known yet
         (statistics are still being collected); the hook is called again after the next step.
         Constraints (dependency groups, multiples of 8) wrap this hook and change the mask.
+        """
+
+    @hookspec(firstresult=True)
+    def calibrate_layer(
+        self, wrapper: Wrapper, inputs: LayerInputs, sparsity: float | None
+    ) -> LayerResult | None:
+        """Return what becomes of one layer, given what it gets in some batches. Provider.
+
+        For algorithms that look at data and do not train; in place of ``calc_mask``, or beside it
+        for layers that this returns None for. Called by ``compress()`` with the compressor's
+        ``batches``, and whenever a schedule asks for another sparsity above 0, under
+        ``torch.no_grad()``, for each layer in the order in which they run, behind what became of
+        those before it. ``sparsity`` is None for a quantizer. What is returned is put in place at
+        once: the weight through ``compressor.change``, the mask of a pruner, the grid of a
+        quantizer, which stands from then on. *Since 1.1.*
         """
 
     @hookspec

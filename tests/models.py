@@ -86,11 +86,35 @@ def settings_of(plugin: registry.Plugin, sparsity: float = 0.5, **selection: lis
     ]
     entry.update(dict.fromkeys(provided, sparsity))
     entry.update(selection or {"op_types": ["default"]})
+    for key in ("batches", "forward"):
+        example.pop(key, None)
     if "statistics_batch_num" in example:
         example["statistics_batch_num"] = 2
     if "training_epochs" in example:
         example["training_epochs"] = 1
-    return {**example, "config_list": [entry]}
+    return {**example, "config_list": [entry], **calibration_of(plugin)}
+
+
+def calibration_of(plugin: registry.Plugin | str) -> dict:
+    """Batches for an algorithm that is calibrated with some, whichever of the models it gets."""
+    if isinstance(plugin, str):
+        plugin = registry.find(plugin)
+    return {"batches": range(4), "forward": run_on_any_input} if plugin.calibration else {}
+
+
+def run_on_any_input(model: nn.Module, seed: int) -> None:
+    """Run a model of these tests on what its first layer takes: images, rows or tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = (nn.Conv2d, nn.Linear, nn.Embedding)
+    first = next(module for module in model.modules() if isinstance(module, layers))
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    if isinstance(first, nn.Embedding):
+        value = torch.randint(0, first.num_embeddings, (6, 3), generator=generator)
+    elif isinstance(first, nn.Conv2d):
+        value = torch.randn(6, first.in_channels, 8, 8, generator=generator)
+    else:
+        value = torch.randn(6, first.in_features, generator=generator)
+    model(value.to(like.device, like.dtype if value.is_floating_point() else value.dtype))
 
 
 def zeros(tensor: torch.Tensor) -> int:

@@ -20,7 +20,11 @@ _MASKS = {"weight_mask": "weight", "bias_mask": "bias"}
 
 
 def state_of(compressor: Configured) -> dict[str, Any]:
-    """Return the state of ``compressor``: its wrappers, its plugins, where training stands."""
+    """Return the state of ``compressor``: its wrappers, its plugins, where training stands.
+
+    And, before the model is trained, what its weights were before they were changed.
+    """
+    changes = compressor._changes.state(compressor.bound_model)
     return {
         "version": _VERSION,
         "algorithms": [part.plugin_name for part in compressor._participants()],
@@ -31,6 +35,7 @@ def state_of(compressor: Configured) -> dict[str, Any]:
             name: dict(extension.get_extra_state())
             for name, extension in _extensions(compressor).items()
         },
+        **({"changes": changes} if changes else {}),
     }
 
 
@@ -108,6 +113,8 @@ def _put(compressor: Configured, by_name: Mapping[str, Wrapper], state: Mapping[
         if name in state.get("extensions", {}):
             extension.set_extra_state(state["extensions"][name])
     compressor._state_replaced()
+    if "changes" in state:
+        compressor._changes.restore(compressor.bound_model, state["changes"])
 
 
 def _extensions(compressor: Configured) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.attach import checkpoint
+from engine.attach.changes import Changes
 from engine.attach.collectors import ActivationCollectors
 from engine.attach.configured import Configured
 from engine.attach.learned_parameters import LearnedParameters
@@ -21,6 +23,7 @@ from engine.attach.wrapper import Wrapper
 from engine.errors import EngineError
 from engine.plugins.blame import Verify
 from engine.plugins.stack import Stack, describe, placeholder
+from engine.user_code.batches import Forward
 
 #: Methods of the surface that are hooks too; see ``_surface``.
 _SURFACE_HOOKS = ("update_epoch", "step")
@@ -37,6 +40,11 @@ class Compressor(Configured):
         extensions: extension instances (watchers, constraints) for the stack, innermost first.
         dummy_input: example inputs, for what has to run the model: one tensor, a tuple of
             positional arguments, or a dict of keyword arguments.
+        batches: inputs that an algorithm is calibrated with, without labels: a list of batches or a
+            loader, or ``"module:function"`` that returns one. Of a tuple or list the first item is
+            the input, a mapping is keyword arguments.
+        forward: ``forward(model, batch)`` runs the model, where that is not right; or
+            ``"module:function"``.
         **arguments: the algorithm's own arguments, checked and completed by its schema; each
             becomes an attribute.
 
@@ -63,6 +71,8 @@ class Compressor(Configured):
         *,
         extensions: Sequence[object] = (),
         dummy_input: Any = None,
+        batches: Iterable[Any] | str | None = None,
+        forward: Forward | str | None = None,
         **arguments: Any,
     ) -> None:
         self.host: Compressor = self
@@ -71,6 +81,8 @@ class Compressor(Configured):
         self._learned: LearnedParameters | None = None
         self._collectors = ActivationCollectors()
         self._telling: set[str] = set()
+        #: By layer, what a person must know of how it was calibrated; "" for nothing.
+        self.calibration_notes: dict[str, str] = {}
         self._looked_at_parameters = False
         super().__init__(
             model,
@@ -78,6 +90,8 @@ class Compressor(Configured):
             optimizer,
             extensions=extensions,
             dummy_input=dummy_input,
+            batches=batches,
+            forward=forward,
             **arguments,
         )
 
@@ -125,11 +139,15 @@ class Compressor(Configured):
         self.bound_model.__dict__.setdefault(KEEPER, Keeper()).append(self)
         return self.bound_model
 
-    def unwrap(self) -> nn.Module:
-        """Detach: hooks, masks and computed weights go, classes and names are as they were."""
+    def unwrap(self, *, bake: bool = False) -> nn.Module:
+        """Detach: hooks, masks and computed weights go, classes and names are as they were.
+
+        What the algorithm changed in the model (:meth:`change`) is put back, bit for bit, unless
+        the model was trained since; with ``bake=True`` it stays.
+        """
         for part in self._participants():
             if part is not self:
-                part.unwrap()
+                part.unwrap(bake=bake)
         self._collectors.clear()
         if self._hooks is not None:
             if self._learned is not None and self._hooks.optimizer is not None:
@@ -142,6 +160,9 @@ class Compressor(Configured):
             self._stack = None
             if restore is not None:
                 restore(self, self.bound_model)
+        if not bake:
+            self._changes.put_back()
+        self._changes.clear()
         keeper = self.bound_model.__dict__.get(KEEPER, ())
         if self in keeper:
             keeper.remove(self)
@@ -173,6 +194,22 @@ class Compressor(Configured):
             self._weights_replaced()
         else:
             self._after_step()
+
+    @torch.no_grad()
+    def change(self, tensor: Tensor, value: Tensor) -> None:
+        """Write ``value`` into a parameter or buffer of the model, in place, so that it is undone.
+
+        :meth:`unwrap` puts back what was there before the first change, ``unwrap(bake=True)`` keeps
+        the last; both also after :meth:`state_dict` was loaded elsewhere. What is trained or loaded
+        since is left alone.
+
+        Args:
+            tensor: of the model.
+            value: broadcasts to its shape; cast to its dtype and device.
+        """
+        changes = self.host._changes
+        with changes.noting([tensor]):
+            tensor.copy_(value)
 
     # -- layers --------------------------------------------------------------------------------
 
@@ -234,6 +271,9 @@ class Compressor(Configured):
             "_stack": None,
             "_learned": None,
             "_collectors": ActivationCollectors(),
+            "_changes": Changes(),
+            "batches": None,
+            "forward": None,
         }
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
 
@@ -278,6 +318,7 @@ class Compressor(Configured):
             # Who shards or replaces parameters does so before training begins.
             refuse_unusable(self.wrappers, describe(self))
             self._looked_at_parameters = True
+        self._changes.clear()
         if self._learned is not None:
             self._learned.clear_gradients()
         try:

@@ -10,12 +10,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from engine import config
+from engine.attach.calibration_data import calibration_data
+from engine.attach.changes import Changes
 from engine.attach.selection import WEIGHTED_TYPES, Selected, select_layers
 from engine.attach.unusable import refuse_flat, refuse_unusable
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, EngineError, Problem
 from engine.plugins import registry
 from engine.plugins.stack import describe
+from engine.user_code.batches import Forward
 
 #: What ``__init__`` makes, and methods ask for first.
 _MADE = frozenset(
@@ -44,6 +47,8 @@ class Configured:
         *,
         extensions: Sequence[object] = (),
         dummy_input: Any = None,
+        batches: Iterable[Any] | str | None = None,
+        forward: Forward | str | None = None,
         **arguments: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -60,7 +65,10 @@ class Configured:
         self.extensions = tuple(extensions)
         self.dummy_input = dummy_input
         self.epoch = 0
+        #: The undo log; see :meth:`engine.Compressor.change`.
+        self._changes = Changes()
         self._describe_plugin()
+        self.batches, self.forward = calibration_data(batches, forward, self.calibration(), self)
         self.config_list, own = self._check(config_list, arguments)
         for name, value in own.items():
             setattr(self, name, value)
@@ -78,6 +86,13 @@ class Configured:
                     "  call super().__init__(model, config_list, optimizer) in it, first"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def calibration(self) -> str:
+        """Return whether batches are "required", "optional" or, "", of no use to the algorithm.
+
+        By default what ``x-engine.calibration`` of its schema says.
+        """
+        return "" if self.plugin is None else self.plugin.calibration
 
     def get_modules_wrapper(self) -> list[Wrapper]:
         """Return one wrapper per layer that the algorithm works on, in the model's order."""

@@ -151,7 +151,8 @@ def compose(schema: Schema, name: str, base: tuple[Schema, str] | None = None) -
     return shape._replace(
         arguments={**other.arguments, **own.arguments},
         required=tuple(dict.fromkeys([*own.required, *other.required])),
-        base_arguments=frozenset(other.arguments),
+        runtime={**other.runtime, **own.runtime},
+        base_arguments=frozenset([*other.arguments, *other.runtime]),
         base_settings=frozenset(other.settings),
         closed=own.closed and other.closed,
         rules=(own.arguments_rules, other.arguments_rules),
@@ -163,7 +164,7 @@ class _Parts:
 
     def __init__(self, schema: Schema) -> None:
         full = expand(schema, schema)
-        self.arguments = dict(_mapping(full, "properties"))
+        self.arguments: dict[str, Schema] = dict(_mapping(full, "properties"))
         self.config_list = dict(self.arguments.pop("config_list", {"type": "array"}))
         entry = self.config_list.pop("items", {})
         self.settings = dict(_mapping(entry, "properties"))
@@ -176,6 +177,9 @@ class _Parts:
         self.required = list(full.get("required", ()))
         facts = _mapping(full, "x-engine")
         self.runtime = dict(_mapping(facts, "runtime_arguments"))
+        if "calibration" in facts:
+            for name in ("batches", "forward"):
+                self.arguments.setdefault(name, shared_definition(name))
 
 
 def _mapping(node: Any, key: str) -> Schema:

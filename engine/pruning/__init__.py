@@ -4,7 +4,7 @@ from engine.pruning.bound import Group, bound_groups
 from engine.pruning.budget import Budget
 from engine.pruning.channels import Channels
 from engine.pruning.constraint import GroupConstraint, Ranking
-from engine.pruning.masks import prune_count, smallest_removed, wide
+from engine.pruning.masks import prune_count, smallest_in_rows, smallest_removed, wide
 from engine.pruning.reconstruction import Reconstruction, Refit
 from engine.pruning.statistics import ActivationFilterPruner, StatisticsFilterPruner
 from engine.pruning.structured import FilterPruner
@@ -22,6 +22,7 @@ __all__ = [
     "StatisticsFilterPruner",
     "bound_groups",
     "prune_count",
+    "smallest_in_rows",
     "smallest_removed",
     "wide",
 ]

@@ -9,7 +9,7 @@ unmasked, and what was removed can come back. Such a mask is soft; it is baked i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from engine.attach.checkpoint import load_model
 from engine.attach.compressor import Compressor
 from engine.attach.wrapper import Wrapper
+from engine.calibration import Calibrated
 from engine.errors import PluginError
 from engine.plugins import registry
 from engine.plugins.blame import Verify, at_fault
 from engine.plugins.stack import Stack, describe
 from engine.pruning.masking import (
-    RemovedWeights,
+    Asked,
+    NewMasks,
     agree_between_processes,
     calculated,
+    calibrated,
     checked_masks,
     fraction,
     hold,
@@ -60,7 +63,6 @@ class MaskHolder(Compressor):
         self._due = True
         self._trained = False
         self._epochs_told = 0
-        self._removed = RemovedWeights()
         self._tied = tied_layers(self.wrappers, describe(self))
         #: Parameters of other layers that are masked with the filters before them.
         self.companions: list[Companion] = []
@@ -94,9 +96,7 @@ class MaskHolder(Compressor):
         """
         if bake:
             self._bake()
-        elif not self._trained:
-            self._removed.put_back()
-        return super().unwrap()
+        return super().unwrap(bake=bake or self._trained)
 
     @torch.no_grad()
     def load_model_state_dict(self, model_state: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ class MaskHolder(Compressor):
         """
         load_model(self.bound_model, model_state)
         self._trained = False
-        self._removed.clear()
+        self._changes.clear()
         self._weights_replaced()
 
     @torch.no_grad()
@@ -129,9 +129,8 @@ class MaskHolder(Compressor):
             raise PluginError(f"{describe(self)}: call compress() before masks are updated")
         ask, calculate = stack.resolve("sparsity"), stack.resolve("calc_mask")
         assert ask is not None
-        assert calculate is not None  # _require has checked
-        provider = stack.provider("calc_mask")
-        one_shot = getattr(provider, "one_shot", False)
+        provider = stack.provider("calc_mask") or stack.provider("calibrate_layer")
+        one_shot = getattr(provider, "one_shot", False) or calculate is None
         asked = [
             (index, wrapper, fraction(target, self, wrapper))
             for index, wrapper in enumerate(self.wrappers)
@@ -139,8 +138,13 @@ class MaskHolder(Compressor):
         ]
         self.asked = {id(wrapper): target for _, wrapper, target in asked}
         self.mask_round += 1
-        again = every_layer or not one_shot
-        fresh, waiting = calculated(calculate, provider, asked, again=again)
+        if not (every_layer or not one_shot):
+            asked = [each for each in asked if each[1].sparsity != each[2]]
+        walked = self._calibrated(stack, asked)
+        known = {id(each.wrapper) for each in walked}
+        rest = [each for each in asked if id(each[1]) not in known]
+        fresh, waiting = calculated(calculate, provider, rest)
+        fresh = [*walked, *fresh]
         put_in_place(fresh, self.wrappers, self._tied)
         self._due = waiting or not one_shot
         agree_between_processes([masks for _, _, masks in fresh])
@@ -182,8 +186,16 @@ class MaskHolder(Compressor):
         if self._trained:
             torch._foreach_mul_(parameters, masks)
             return
-        with self._removed.noting(parameters):
+        with self._changes.noting(parameters):
             torch._foreach_mul_(parameters, masks)
+
+    def _calibrated(self, stack: Stack, asked: Sequence[Asked]) -> list[NewMasks]:
+        """Return what a one-shot algorithm makes of the layers, given batches."""
+        calibrate = stack.resolve("calibrate_layer")
+        if calibrate is None or self.batches is None:
+            return []
+        data = Calibrated(self.batches, self.forward)
+        return calibrated(calibrate, self, stack.provider("calibrate_layer"), asked, data)
 
     def own_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor] | None:
         """Return the algorithm's own masks of a layer, checked, without constraints around it.
@@ -205,7 +217,16 @@ class MaskHolder(Compressor):
             yield registry.find("dependency_aware", registry.EXTENSIONS).load()()
 
     def _require(self, stack: Stack) -> None:
-        if stack.provider("calc_mask") is None:
+        if stack.provider("calc_mask") is None and stack.provider("calibrate_layer") is not None:
+            if stack.has("calc_mask"):
+                raise at_fault(
+                    self,
+                    "makes its masks in calibrate_layer, and an extension of the stack changes "
+                    "those of calc_mask\n  leave the extension out; N:M patterns are an argument "
+                    "of such algorithms",
+                    hook="calibrate_layer",
+                )
+        elif stack.provider("calc_mask") is None:
             close = [n for n in dir(type(self)) if n.startswith("calc") and n != "calc_mask"]
             hint = f'\n  did you mean "{close[0]}" to be calc_mask?' if close else ""
             raise at_fault(
@@ -228,7 +249,7 @@ class MaskHolder(Compressor):
     def _optimizer_stepped(self) -> None:
         if not self._trained:
             self._trained = True
-            self._removed.clear()
+            self._changes.clear()
         # Masks that are due are made from masked weights: the optimizer moves removed ones too.
         self.apply_masks()
         if self._due:
@@ -240,7 +261,7 @@ class MaskHolder(Compressor):
 
     def _state_replaced(self) -> None:
         # What masks removed until now is not what the restored ones remove.
-        self._removed.put_back()
+        self._changes.put_back()
         self._due = True
         self._refresh_companions()
         self._weights_replaced()

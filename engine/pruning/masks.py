@@ -56,6 +56,31 @@ def smallest_removed(scores: Tensor, count: int) -> Tensor:
     return kept
 
 
+def smallest_in_rows(scores: Tensor, count: int) -> Tensor:
+    """Return a mask that is False for ``count`` scores, the smallest of each row.
+
+    Each row loses as many, or one more where ``count`` is no multiple of the rows: those whose next
+    score is smallest. Of tied scores those with the lowest index are removed; NaN ranks above
+    everything.
+
+    Args:
+        scores: (..., columns), any floating dtype.
+        count: in [0, scores.numel()].
+
+    Returns:
+        bool tensor, same shape and device as ``scores``.
+    """
+    rows = wide(scores.detach()).reshape(-1, scores.shape[-1])
+    order = rows.argsort(dim=-1, stable=True)
+    each, more = divmod(count, max(len(rows), 1))
+    mask = torch.ones_like(rows, dtype=torch.bool).scatter_(-1, order[:, :each], False)
+    if more:
+        following = order[:, each : each + 1]
+        chosen = rows.gather(1, following).flatten().argsort(stable=True)[:more]
+        mask[chosen, following[chosen, 0]] = False
+    return mask.view(scores.shape)
+
+
 def wide(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in float32 where it is half precision, else itself."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

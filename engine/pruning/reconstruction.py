@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from engine.attach.undisturbed import undisturbed
+from engine.calibration.patches import LayerCall, input_of, weighted_sums
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
-from engine.pruning.patches import LayerCall, input_of, weighted_sums
 from engine.user_code.batches import Forward, batches_in, call_or_explain
 
 #: One of so many parts of the inputs is kept apart, to see how well the others were fitted.

@@ -14,6 +14,7 @@ from engine.attach.compressor import Compressor
 from engine.errors import ConfigError, Problem
 from engine.plugins import registry
 from engine.pruning.pruner import Pruner
+from engine.user_code.batches import Forward
 
 
 class Schedule(Pruner):
@@ -30,6 +31,7 @@ class Schedule(Pruner):
         pruning_algorithm: name or class of the pruner inside; the schema's default otherwise.
         extensions: extension instances.
         dummy_input: example inputs, as for any compressor.
+        batches, forward: what the pruner inside is calibrated with, as for any compressor.
         **arguments: the schedule's and the pruner's own arguments.
     """
 
@@ -45,6 +47,8 @@ class Schedule(Pruner):
         *,
         extensions: Sequence[object] = (),
         dummy_input: Any = None,
+        batches: Iterable[Any] | str | None = None,
+        forward: Forward | str | None = None,
         **arguments: Any,
     ) -> None:
         if pruning_algorithm is not None:
@@ -55,6 +59,8 @@ class Schedule(Pruner):
             optimizer,
             extensions=extensions,
             dummy_input=dummy_input,
+            batches=batches,
+            forward=forward,
             **arguments,
         )
         # The pruner inside may have put its own state on its wrappers already: they are kept.
@@ -98,7 +104,12 @@ class Schedule(Pruner):
             )
             raise ConfigError([fault], type(self).__name__)
         self.base: Pruner = base_class(
-            self.bound_model, composed.base_entries, self.optimizer, **composed.base_arguments
+            self.bound_model,
+            composed.base_entries,
+            self.optimizer,
+            batches=self.batches,
+            forward=self.forward,
+            **composed.base_arguments,
         )
         self.default_op_types = self.base.default_op_types  # type: ignore[misc]
         self.straight_through = self.base.straight_through  # type: ignore[misc]

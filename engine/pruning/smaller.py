@@ -50,7 +50,7 @@ def smaller(
     # The weights that masks removed are gone: there is nothing to put back.
     pruner.speedup_report = report
     pruner._trained = True
-    pruner._removed.clear()
+    pruner._changes.clear()
     result = pruner.unwrap()
     if report.note:
         warnings.warn(report.note, stacklevel=3)

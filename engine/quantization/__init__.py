@@ -10,7 +10,9 @@ from engine.quantization.affine import (
 from engine.quantization.delay import Delay
 from engine.quantization.form import AffineForm
 from engine.quantization.grid import Grid
+from engine.quantization.grid_search import best_grid
 from engine.quantization.layer_grids import average_ranges, begun, keep_grid, update_waits
+from engine.quantization.post_training import PostTrainingQuantizer
 from engine.quantization.scheme import Scheme, scheme_of
 from engine.quantization.uniform import quantize_clipped, quantize_unit, straight_through
 
@@ -18,10 +20,12 @@ __all__ = [
     "AffineForm",
     "Delay",
     "Grid",
+    "PostTrainingQuantizer",
     "Scheme",
     "affine_parameters",
     "average_ranges",
     "begun",
+    "best_grid",
     "dequantize",
     "fake_quantize",
     "keep_grid",

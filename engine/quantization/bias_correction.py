@@ -45,9 +45,12 @@ class _Shift:
 
 @torch.no_grad()
 def correct_biases(
-    wrappers: Sequence[Wrapper], norms: Mapping[nn.Module, nn.Module], run: Callable[[], object]
-) -> list[tuple[Tensor, Tensor]]:
-    """Take off what quantized weights add to the mean of each channel; return what was there.
+    wrappers: Sequence[Wrapper],
+    norms: Mapping[nn.Module, nn.Module],
+    run: Callable[[], object],
+    change: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Take off what quantized weights add to the mean of each channel.
 
     The shift goes into the layer's bias, or, of a layer without one, into the running mean of the
     batch norm behind it; a layer with neither is left alone.
@@ -56,9 +59,8 @@ def correct_biases(
         wrappers: layers whose weight is quantized are corrected: convolutions and linear layers.
         norms: the batch norm behind a layer.
         run: runs the batches through the model in evaluation mode.
-
-    Returns:
-        Each tensor that was changed with a copy of what it was.
+        change: writes a value into a bias or a running mean: ``compressor.change``, which can be
+            undone.
     """
     collected = []
     try:
@@ -76,10 +78,8 @@ def correct_biases(
     finally:
         for *_, handle in collected:
             handle.remove()
-    before: list[tuple[Tensor, Tensor]] = []
     for layer, target, shift, _ in collected:
-        before.append((target, target.detach().clone()))
         own = target is layer._parameters.get("bias")
         # A norm takes its mean off: what is added to the mean is taken off the output.
-        target.add_(shift.mean.to(target), alpha=-1.0 if own else 1.0)
-    return before
+        mean = shift.mean.to(target)
+        change(target, target - mean if own else target + mean)

@@ -7,6 +7,7 @@ and Bias Correction", arXiv 1906.04721, section 4.1.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ _HOMOGENEOUS_FUNCTIONS = {
 }
 _HOMOGENEOUS_METHODS = {"relu", "relu_", "contiguous"}
 _SWEEPS = 20
+#: Writes a value into a parameter.
+Change = Callable[[Tensor, Tensor], None]
 
 
 class Equalized(NamedTuple):
@@ -49,14 +52,9 @@ class Equalized(NamedTuple):
     second: nn.Module
     scale: Tensor
 
-    @torch.no_grad()
-    def undo(self) -> None:
-        """Give the layers what they had before, bit for bit if they were not changed since."""
-        _divide(self, 1 / self.scale)
-
 
 @torch.no_grad()
-def equalize(model: nn.Module) -> list[Equalized]:
+def equalize(model: nn.Module, change: Change) -> list[Equalized]:
     """Rescale the weights of ``model`` so that channels have similar ranges; return what was done.
 
     For a channel between two layers, with r1 and r2 the largest absolute weights that make it and
@@ -67,6 +65,11 @@ def equalize(model: nn.Module) -> list[Equalized]:
     Pairs are layers with nothing but a batch norm, directly behind the first, and operations that
     scale with their input between them: ReLU, dropout, pooling. A batch norm counts as folded in:
     it is its gamma and beta that are divided.
+
+    Args:
+        model: the model.
+        change: writes a value into one of its parameters: ``compressor.change``, which can be
+            undone.
     """
     pairs = _pairs(model)
     total = [torch.ones(_weight(second, True).shape[0]) for _, _, second in pairs]
@@ -82,7 +85,7 @@ def equalize(model: nn.Module) -> list[Equalized]:
             scale = torch.exp2(exponent).where(usable & exponent.isfinite(), 1.0)
             if bool((scale != 1).any()):
                 changed = True
-                _divide(Equalized(first, norm, second, scale), scale)
+                _divide(Equalized(first, norm, second, scale), scale, change)
                 total[place] = total[place].to(scale.device) * scale
         if not changed:
             break
@@ -136,13 +139,14 @@ def _weight(layer: nn.Module, reads: bool) -> Tensor:
     return by_channel.flatten(1).float()
 
 
-def _divide(pair: Equalized, scale: Tensor) -> None:
+def _divide(pair: Equalized, scale: Tensor, change: Change) -> None:
     first, norm, second, _ = pair
     makes = first if norm is None else norm
     for parameter in (makes._parameters["weight"], makes._parameters.get("bias")):
         if parameter is not None:
-            parameter.div_(scale.view(-1, *[1] * (parameter.dim() - 1)).to(parameter))
+            by = scale.view(-1, *[1] * (parameter.dim() - 1)).to(parameter)
+            change(parameter, parameter / by)
     weight: Any = second._parameters["weight"]
     axis = 1 if getattr(second, "groups", 1) == 1 else 0
     view = [-1 if dim == axis else 1 for dim in range(weight.dim())]
-    weight.mul_(scale.view(view).to(weight))
+    change(weight, weight * scale.view(view).to(weight))

@@ -60,6 +60,7 @@ class Grid:
         self.delay = Delay()
         self.waits = False
         self._seen = f"{key}_seen"
+        self._fixed = f"{key}_fixed"
         buffers = {f"{key}_scale": 0, f"{key}_zero_point": 0}
         shape = torch.Size()
         if quant_type == QuantType.WEIGHT:
@@ -89,6 +90,8 @@ class Grid:
         """
         if (self.waits and not self._begins()) or not weight.numel():
             return weight
+        if self.fixed:
+            return self.over_fixed(weight)
         scheme = self.scheme
         if scheme.axis is None and self.norm is None and can_share(weight):
             scalars = self._shared()
@@ -107,6 +110,51 @@ class Grid:
             scale, zero_point = scale / channels, zero_point.expand(scale.shape)
         self._note(scale, zero_point)
         return self._round(weight, scale, zero_point, never_clips=scheme.covers_negative)
+
+    def over_fixed(self, weight: Tensor) -> Tensor:
+        """Return ``weight`` on the grid that stands; what lies outside is clipped."""
+        scale, zero_point = (self.buffer(n, weight.device) for n in ("scale", "zero_point"))
+        return self._round(weight, scale, zero_point)
+
+    @torch.no_grad()
+    def fix(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Let a weight's grid stand, whatever becomes of the weight.
+
+        Args:
+            scale: as :meth:`Scheme.parameters` gives it, finite and positive.
+            zero_point: likewise; whole numbers.
+
+        Raises:
+            ValueError: of another shape than the grid's.
+        """
+        shape = self.scheme.scale_shape(self.wrapper.weight.shape)
+        if scale.shape != shape or zero_point.shape != shape:
+            given = f"{tuple(scale.shape)} and {tuple(zero_point.shape)}"
+            raise ValueError(f"scale and zero point have shapes {given}, needed is {tuple(shape)}")
+        if not bool((scale > 0).all() & scale.isfinite().all()):
+            raise ValueError("a scale is not above 0 and finite")
+        self.wrapper.set_attribute(f"{self.key}_scale", scale.float())
+        self.wrapper.set_attribute(f"{self.key}_zero_point", zero_point.float().expand(shape))
+        setattr(self.wrapper, self._fixed, True)
+
+    def release(self) -> None:
+        """Let the grid follow the weight again."""
+        self.wrapper.__dict__.pop(self._fixed, None)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the grid stands: see :meth:`fix`."""
+        return self._fixed in self.wrapper.__dict__
+
+    def nearest(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return ``weight`` rounded to a grid of this scheme that is not noted."""
+        return self._round(weight, scale, zero_point)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return scales, or zero points, of this scheme for each element of the weight."""
+        weight = self.wrapper.weight
+        arranged = self.scheme.arranged(weight.detach())
+        return self.scheme.restored(values.expand(arranged.shape), weight.shape)
 
     def follow(self, tensor: Tensor, decay: float) -> None:
         """Move an activation's range towards that of ``tensor`` by ``1 - decay``.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engine.attach.compressor import Compressor
 from engine.attach.door import exports
 from engine.attach.wrapper import Wrapper
+from engine.calibration import Calibrated
 from engine.errors import ConfigError, Problem, nearest
 from engine.files import PathLike
 from engine.plugins.blame import at_fault
@@ -21,6 +22,7 @@ from engine.quantization.fake_quant_call import drop_copied
 from engine.quantization.form import AffineForm, kept_form
 from engine.quantization.layer_grids import begun
 from engine.quantization.older_signatures import as_specified
+from engine.quantization.one_shot import quantize_layers
 from engine.quantization.placement import Placement
 from engine.quantization.quant_types import QuantType as QuantType
 from engine.quantization.quant_types import bits_of as bits_of
@@ -116,6 +118,17 @@ class Quantizer(Compressor):
 
     # -- surface -------------------------------------------------------------------------------
 
+    def compress(self) -> nn.Module:
+        """Attach, let a one-shot algorithm do its work with ``batches``, return the same model."""
+        if self._stack is None:
+            super().compress()
+            try:
+                self._use_batches()
+            except BaseException:
+                self.unwrap()
+                raise
+        return self.bound_model
+
     @torch.no_grad()
     def unwrap(self, *, bake: bool = False) -> nn.Module:
         """Detach from the model; with ``bake=True`` the weights keep their quantized values."""
@@ -128,7 +141,10 @@ class Quantizer(Compressor):
             ]
             for parameter, value in baked:
                 parameter.copy_(value)
-        return super().unwrap()
+        for wrapper in self.wrappers:
+            for grid in wrapper.grids.values():
+                grid.release()
+        return super().unwrap(bake=bake)
 
     def export_model(
         self,
@@ -233,6 +249,16 @@ class Quantizer(Compressor):
         )
 
     # -- inside --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _use_batches(self) -> None:
+        """Do all that needs batches, if there are any."""
+        stack = self._stack
+        assert stack is not None
+        calibrate = stack.resolve("calibrate_layer")
+        if calibrate is not None and self.batches is not None:
+            data = Calibrated(self.batches, self.forward)
+            quantize_layers(calibrate, self, stack.provider("calibrate_layer"), data)
 
     def _needs_weight(self, entry: Mapping[str, Any]) -> bool:
         return "weight" in entry.get("quant_types", ())

@@ -142,6 +142,7 @@ def train_in_parallel(subject: Subject) -> None:
     compressor = subject.attach(model, optimizer)
     rounds, batches = range(subject.rounds()), subject.batches()
     subject.train(compressor, optimizer, rounds, batches=batches, forward=parallel)
+    subject.calibrate(compressor)
     for name, value in values_of(alone).items():
         # Buckets add gradients in another order.
         close = torch.allclose(value.double(), values_of(model)[name].double(), atol=1e-4)

@@ -32,6 +32,20 @@ class _Witness:
         return masks
 
 
+class _OneShotWitness:
+    """The same of an algorithm that makes its masks in ``calibrate_layer``."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Wrapper, Any]] = []
+
+    @hookimpl(wrapper=True)
+    def calibrate_layer(self, wrapper: Wrapper) -> Generator[None, Any, Any]:
+        result = yield
+        if result is not None and result.mask is not None:
+            self.seen.append((wrapper, result.mask))
+        return result
+
+
 class _Asks:
     """Asks for one fraction of every layer, whatever the configuration says."""
 
@@ -47,7 +61,7 @@ class _Asks:
 @check(PRUNER, SCHEDULE, SEARCH)
 def masks_fit_their_weights(subject: Subject) -> None:
     """Masks are zeros and ones, of the weight's shape and on its device."""
-    witness = _Witness()
+    witness = _OneShotWitness() if subject.is_one_shot else _Witness()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         model = subject.model().to(device)
@@ -55,7 +69,7 @@ def masks_fit_their_weights(subject: Subject) -> None:
         if device == "cpu":
             optimizer = make_optimizer(model)
             subject.train(compressor, optimizer, range(subject.rounds()), batches=subject.batches())
-    require(witness.seen, "calc_mask never returned a mask in the whole training")
+    require(witness.seen, "no mask was returned in the whole training")
     for wrapper, masks in witness.seen:
         named = {"weight_mask": masks} if isinstance(masks, Tensor) else dict(masks)
         for name, parameter in (("weight_mask", wrapper.weight), ("bias_mask", wrapper.bias)):

@@ -168,6 +168,9 @@ def _require_few(wrapper: Wrapper, quant_type: str, tensor: Tensor, bits: int) -
     scale = getattr(wrapper, f"{quant_type}_scale", None)
     several = isinstance(scale, Tensor) and scale.numel() > 1
     rows = tensor.flatten(1) if several and tensor.dim() > 1 else tensor.reshape(1, -1)
+    grid = wrapper.grids.get(quant_type)
+    if grid is not None and grid.scheme.group_size is not None:
+        rows = grid.scheme.arranged(tensor).flatten(0, 1)
     count = max(len(row.unique()) for row in rows)
     require(
         count <= 2**bits,

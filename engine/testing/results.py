@@ -118,18 +118,26 @@ def onnx_gives_the_same_outputs(subject: Subject) -> None:
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         (output,) = session.run(None, {session.get_inputs()[0].name: x[0].numpy()})
     error = float((torch.from_numpy(output) - _outputs(model, x)).abs().max())
-    require(error < 1e-4, f"outputs differ by up to {error:.2g}")
+    # A value that lies between two steps may be rounded to either, by kernels of another order.
+    steps = [
+        float(getattr(wrapper, f"{key}_scale").max())
+        for wrapper in compressor.get_modules_wrapper()
+        for key in wrapper.grids
+        if key != "weight"
+    ]
+    limit = max([1e-4, *steps])
+    require(error < limit, f"outputs differ by up to {error:.2g}")
 
 
 @check(PRUNER, QUANTIZER, SCHEDULE)
 def a_step_is_not_much_dearer(subject: Subject) -> str:
     """A training step of a tiny network costs less than 20 bare ones; how much is reported."""
     bare, own = perceptron(), perceptron()
+    x = torch.randn(64, 64)
     try:
-        subject.attach(own)
+        subject.attach(own, batches=[(x,)])
     except EngineError as error:
         raise CheckSkippedError(f"it does not take a perceptron: {error}") from error
-    x = torch.randn(64, 64)
     ratios = []
     optimizers = [make_optimizer(model) for model in (bare, own)]
     for _ in range(_ROUNDS):

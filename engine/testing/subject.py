@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.attach.compressor import Compressor
+from engine.config.choose import choose
 from engine.plugins import registry
 from engine.plugins.registry import Plugin
 from engine.testing.networks import INPUT_SHAPE, residual_net
@@ -26,6 +27,8 @@ from engine.testing.settings import (
 
 #: How many minibatches make an epoch, unless a setting counts more.
 _BATCHES = 2
+#: How many batches an algorithm is calibrated with.
+_CALIBRATED = 4
 #: What checks have attached, for :func:`detach_all`.
 _attached: list[Compressor] = []
 
@@ -95,6 +98,7 @@ class Subject:
         extensions: Sequence[object] = (),
         settings: Settings | None = None,
         without: Collection[str] = (),
+        batches: Sequence[Any] | None = None,
     ) -> Compressor:
         """Return the algorithm, attached to ``model``.
 
@@ -106,6 +110,7 @@ class Subject:
             extensions: extension instances.
             settings: other settings than :func:`settings_for` gives.
             without: names of :meth:`user_functions` that it does not get.
+            batches: what it is calibrated with, if it is, in place of inputs of :meth:`model`.
         """
         settings = dict(settings or settings_for(self.plugin, sparsity, base))
         entries = settings.pop("config_list")
@@ -118,6 +123,7 @@ class Subject:
             optimizer,
             extensions=extensions,
             dummy_input=self.inputs(like=model),
+            **self.calibration_data(model, base, batches),
             **functions,
             **settings,
         )
@@ -145,6 +151,32 @@ class Subject:
 
         offered = {"evaluator": evaluator, "trainer": trainer}
         return {name: offered[name] for name in self.plugin.runtime_arguments if name in offered}
+
+    @cached_property
+    def _inside(self) -> Plugin | None:
+        """The pruner inside a schedule, as its schema has it."""
+        if self.plugin.base_argument is None:
+            return None
+        return choose(self.plugin, {}, []).base
+
+    @property
+    def is_one_shot(self) -> bool:
+        """Whether masks or weights are made in ``calibrate_layer``, by the plugin or inside it."""
+        cls = self.cls if self._inside is None else self._inside.load()
+        return hasattr(cls, "calibrate_layer")
+
+    def calibration_data(
+        self,
+        model: nn.Module,
+        base: Plugin | None = None,
+        batches: Sequence[Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return ``batches`` and ``forward``, if the algorithm or the pruner inside has a use."""
+        if not (self.plugin.calibration or (base or self._inside or self.plugin).calibration):
+            return {}
+        if batches is None:
+            batches = [self.inputs(place, model) for place in range(_CALIBRATED)]
+        return {"batches": batches, "forward": lambda model, batch: model(*batch)}
 
     def extension(self) -> object:
         """Return an instance of an extension, its arguments from its schema's first example."""

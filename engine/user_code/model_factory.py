@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, nearest
-from engine.user_code.shadow import clash
+from engine.errors import EngineError
+from engine.user_code.named import named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,30 +22,7 @@ def build(target: str, where: str = "--model") -> nn.Module:
     Raises:
         EngineError: there is no such module or factory, or it fails or returns no model.
     """
-    module_name, colon, factory_name = target.partition(":")
-    if not (module_name and colon and factory_name):
-        raise EngineError(f'{where} needs module:factory, such as my_net:build, got "{target}"')
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    both = clash(module_name)
-    if both is not None:
-        raise EngineError(
-            f"{where}: {module_name} imports engine, and {both.file} and this package are both "
-            f"called that\n  rename {both.file.name}"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        # Whatever the user's module raises while it is imported.
-        raise EngineError(
-            f'{where}: the module "{module_name}" cannot be imported: '
-            f"{type(error).__name__}: {error}"
-        ) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        near = nearest(factory_name, vars(module))
-        hint = f'\n  did you mean "{near}"?' if near else ""
-        raise EngineError(f'{where}: {module_name} has no function "{factory_name}"{hint}')
+    factory = named(target, where, "module:factory")
     try:
         model = factory()
     except (Exception, SystemExit) as error:

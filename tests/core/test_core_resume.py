@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from models import ConvNet, images, pruner_plugins, settings_of, train_step, zeros
+from models import ConvNet, calibration_of, images, pruner_plugins, settings_of, train_step, zeros
 
 from engine import CheckpointError, Pruner
 from engine.algorithms import AGPPruner, FPGMPruner, LevelPruner, TaylorFOWeightFilterPruner
@@ -61,7 +61,11 @@ MAKERS = {
     for plugin in PLUGINS
 } | {
     f"agp over {base}": lambda m, o, base=base: AGPPruner(
-        m, [{"final_sparsity": 0.8, "end_epoch": 3, "op_types": ["default"]}], o, base
+        m,
+        [{"final_sparsity": 0.8, "end_epoch": 3, "op_types": ["default"]}],
+        o,
+        base,
+        **calibration_of(base),
     )
     for base in PROVIDERS
 }

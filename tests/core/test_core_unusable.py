@@ -39,7 +39,9 @@ def compressor(name, model, optimizer=None):
     entry = {"op_types": ["default"], **{k: v for k, v in ENTRY.items() if k in properties}}
     if name == "bnn":
         entry["quant_bits"] = 1
-    return engine.create_compressor(model, {"compressor": name, "config_list": [entry]}, optimizer)
+    batches = [torch.randn(2, 1, 6, 6)] if registry.find(name).calibration else None
+    config = {"compressor": name, "config_list": [entry]}
+    return engine.create_compressor(model, config, optimizer, batches=batches)
 
 
 def train(model, optimizer):

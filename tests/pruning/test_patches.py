@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from engine.pruning.patches import outputs_at, patches_at, positions
+from engine.calibration.patches import outputs_at, patches_at, positions
 
 
 def check(layer, x, points):

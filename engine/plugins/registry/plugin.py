@@ -161,6 +161,11 @@ class Plugin:
         value = self._facts.get("runtime_arguments")
         return value if isinstance(value, dict) else {}
 
+    @property
+    def calibration(self) -> str:
+        """Whether the algorithm needs batches: ``"required"``, ``"optional"``, or ``""``."""
+        return self._text("calibration")
+
     def unusable(self) -> PluginError:
         """Return the error for using this plugin although its status forbids it."""
         message = f"{self.name} ({self.origin}) is {self.status}: {self.reason}\n  {self._fix()}"

@@ -17,6 +17,8 @@ EXTENSION_KINDS = (*KINDS, "any")
 ROLES = ("provider", "schedule", "search")
 #: Roles of plugins that drive another algorithm, which ``base_argument`` names.
 DRIVING = ("schedule", "search")
+#: Whether an algorithm needs batches to be calibrated with.
+CALIBRATION = ("required", "optional")
 EXTENSION_ROLES = ("watcher", "constraint")
 _REQUIRED = ("kind", "api", "summary")
 
@@ -126,6 +128,8 @@ def judge(schema: dict[str, Any], group: str) -> None:
     roles = ROLES if algorithm else EXTENSION_ROLES
     _one_of("kind", facts["kind"], kinds)
     _one_of("role", facts.get("role", roles[0]), roles)
+    if "calibration" in facts:
+        _one_of("calibration", facts["calibration"], CALIBRATION)
     properties = schema.get("properties", {})
     if not isinstance(properties, dict):
         raise _broken('"properties" in schema.json is not a JSON object')

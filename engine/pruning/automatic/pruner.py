@@ -283,7 +283,7 @@ class AutomaticPruner(PlannedPruner):
 
     def _load(self, state: dict[str, Any]) -> None:
         self._trained = True
-        self._removed.clear()
+        self._changes.clear()
         self.bound_model.load_state_dict(state["model"])
         if self.optimizer is not None and state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])

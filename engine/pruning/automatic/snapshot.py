@@ -25,7 +25,7 @@ class Snapshot:
             (w.weight_mask, w.bias_mask, w.sparsity) for w in pruner.wrappers
         ]
         self._plan = dict(pruner.plan)
-        self._removed = pruner._removed.copy()
+        self._changes = pruner._changes.copy()
         self._trained, self._due, self._epoch = pruner._trained, pruner._due, pruner.epoch
         self._gradients = [(p, p.grad) for p in pruner.bound_model.parameters()]
 
@@ -45,7 +45,7 @@ class Snapshot:
             parameter.grad = gradient
         pruner.plan = dict(self._plan)
         # What masks had removed before can be put back still: the values are those of then.
-        pruner._removed = self._removed.renewed()
+        pruner._changes = self._changes.renewed()
         pruner._trained, pruner._due = self._trained, self._due
         for part in pruner._participants():
             part.epoch = self._epoch

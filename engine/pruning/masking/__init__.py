@@ -9,16 +9,18 @@ from engine.pruning.masking.held import (
     hold,
     let_go,
 )
-from engine.pruning.masking.removed import RemovedWeights
-from engine.pruning.masking.round import calculated, put_in_place
+from engine.pruning.masking.one_shot import calibrated
+from engine.pruning.masking.round import Asked, NewMasks, calculated, put_in_place
 from engine.pruning.masking.tied import tied_layers
 
 __all__ = [
     "MASKED_BY",
+    "Asked",
     "MaskedWeight",
-    "RemovedWeights",
+    "NewMasks",
     "agree_between_processes",
     "calculated",
+    "calibrated",
     "checked_masks",
     "fraction",
     "hold",

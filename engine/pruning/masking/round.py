@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from engine.attach.wrapper import Wrapper
@@ -24,15 +25,15 @@ class NewMasks(NamedTuple):
 
 
 def calculated(
-    calculate: Callable[..., Any], provider: object, asked: Sequence[Asked], *, again: bool
+    calculate: Callable[..., Any] | None, provider: object, asked: Sequence[Asked]
 ) -> tuple[list[NewMasks], bool]:
     """Return the masks that ``calculate`` makes; and whether it needs to be asked once more.
 
     Args:
-        calculate: the stack's ``calc_mask``; None from it means that it cannot tell yet.
+        calculate: the stack's ``calc_mask``; None from it means that it cannot tell yet. A stack
+            without one leaves layers as they are, or dense at a sparsity of 0.
         provider: the algorithm, for messages.
         asked: what is asked of which layer.
-        again: also of layers that have masks of just that sparsity.
 
     Raises:
         PluginError: the algorithm failed or returned something that is no mask.
@@ -41,12 +42,14 @@ def calculated(
     waiting = False
     with in_config(asked):
         for index, wrapper, target in asked:
-            if not again and wrapper.sparsity == target:
-                continue
-            masks = calculate(wrapper, target, index)
-            if masks is None:
-                waiting = True
+            if calculate is not None:
+                masks = calculate(wrapper, target, index)
+                waiting = waiting or masks is None
+            elif target == 0:
+                masks = {"weight_mask": torch.ones_like(wrapper.weight)}
             else:
+                continue
+            if masks is not None:
                 fresh.append(NewMasks(wrapper, target, checked_masks(masks, wrapper, provider)))
     return fresh, waiting
 

@@ -10,9 +10,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.attach.layout import is_linear_by_columns
 from engine.errors import EngineError
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def has_rows(module: nn.Module) -> bool:
+    """Return whether the layer's output is its weight times rows of what it gets, and a bias.
+
+    Linear layers, GPT-2's ``Conv1D`` among them, and convolutions that are not transposed.
+    """
+    return _is_plain(module) or is_linear_by_columns(module)
+
+
+def all_rows(module: nn.Module, value: Tensor, places: Tensor | None = None) -> Tensor:
+    """Return what the outputs at ``places`` are weighted sums of, at all of them by default.
+
+    Args:
+        module: one that :func:`has_rows`.
+        value: its input.
+        places: int64, ascending, of :func:`count_places`.
+
+    Returns:
+        (places, columns), or (groups, places, columns) where the layer has groups.
+    """
+    if isinstance(module, nn.Linear) or is_linear_by_columns(module):
+        rows = value.reshape(-1, value.shape[-1])
+        return rows if places is None else rows[places]
+    if places is None:
+        places = torch.arange(count_places(module, value), device=value.device)
+    seen = patches_at(module, value, places).transpose(0, 1)
+    return seen[0] if len(seen) == 1 else seen
+
+
+def count_places(module: nn.Module, value: Tensor) -> int:
+    """Return at how many places a layer that :func:`has_rows` has an output for an input."""
+    if isinstance(module, nn.Linear) or is_linear_by_columns(module):
+        return value.numel() // value.shape[-1]
+    layer: Any = module
+    batched = _batched(module, value)
+    padding = layer._reversed_padding_repeated_twice
+    places: int = len(batched) * math.prod(
+        (size + padding[-2 * i - 2] + padding[-2 * i - 1] - d * (k - 1) - 1) // s + 1
+        for i, (size, k, s, d) in enumerate(
+            zip(batched.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+        )
+    )
+    return places
 
 
 def weighted_sums(model: nn.Module) -> dict[nn.Module, str]:

@@ -1,0 +1,369 @@
+"""What one layer gets in some batches: the only thing that a one-shot algorithm sees of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from engine.attach.layout import Layout, layout_of
+from engine.attach.wrapper import Wrapper
+from engine.calibration.patches import all_rows, count_places, has_rows
+from engine.calibration.replay import EnoughError, Replay, recorded
+from engine.errors import EngineError
+
+#: One of so many parts of the inputs is kept apart, to see how well the others were fitted.
+PARTS = 4
+#: Rows of one batch that are looked at together hold about so many numbers at most.
+_AT_ONCE = 1 << 25
+
+
+class _Seen(NamedTuple):
+    """An input of the layer: the batch's number, and which of its tokens are no padding."""
+
+    batch: int
+    value: Tensor
+    kept: Tensor | None
+
+
+class Source:
+    """Runs the model up to layers that get the same input, and sums what they need of it.
+
+    Args:
+        replay: the model, the blocks before these layers finished.
+        block: the block that they are in.
+        layers: those that get the same tensor, in the order in which they run.
+        calls: how often one of them runs in a forward pass; 0 where that is not known.
+    """
+
+    def __init__(
+        self, replay: Replay, block: nn.Module, layers: Sequence[Wrapper], calls: int
+    ) -> None:
+        self.layers = layers
+        self.replay = replay
+        self._block = block
+        self._once = calls == 1
+        self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
+
+    def forget(self) -> None:
+        """Sum anew when asked again: what comes before the layers was changed."""
+        self._sums.clear()
+
+    def seen(self, numbers: Sequence[int]) -> Iterator[_Seen]:
+        """Yield each input of the first of the layers, batch by batch, call by call."""
+        wrapper = self.layers[0]
+        for number in numbers:
+            found: list[Tensor] = []
+            padding: list[Tensor] = []
+
+            def look(
+                module: nn.Module, args: Any, kwargs: Any, found: list[Tensor] = found
+            ) -> None:
+                found.append(args[0] if args else next(iter(kwargs.values())))
+                if self._once:
+                    raise EnoughError
+
+            def note(
+                module: nn.Module, args: Any, kwargs: Any, padding: list[Tensor] = padding
+            ) -> None:
+                mask = kwargs.get("attention_mask")
+                if isinstance(mask, Tensor) and mask.dim() == 2:
+                    padding.append(mask)
+
+            hooks = [
+                wrapper.module.register_forward_pre_hook(look, with_kwargs=True),
+                self.replay.model.register_forward_pre_hook(note, with_kwargs=True),
+            ]
+            try:
+                with recorded({self._block: []}, stop=True):
+                    self.replay.run(number)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            for value in found:
+                yield _Seen(number, value, _tokens(value, padding))
+
+    def rows(self, part: str) -> Iterator[tuple[Tensor, str]]:
+        """Yield rows, (n, columns) or (groups, n, columns), and the part that they are of."""
+        module = self.layers[0].module
+        for batch, value, kept in self.seen(self._numbers(part)):
+            if not bool(value.isfinite().all()):
+                raise EngineError(
+                    f'what layer "{self.layers[0].name}" gets holds NaN or infinity in calibration '
+                    f"batch {batch}\n  check the batch, and the model in float32"
+                )
+            places = torch.arange(count_places(module, value), device=value.device)
+            if kept is not None and len(kept) == len(places):
+                places = places[kept]
+            for of, own in self._parted(batch, places, part):
+                columns = max(_columns(module), 1)
+                for some in own.split(max(_AT_ONCE // columns, 1)):
+                    whole = len(some) == count_places(module, value)
+                    yield all_rows(module, value, None if whole else some), of
+
+    def sum(
+        self, kind: str, part: str, of: Callable[[Tensor, Tensor | None], Tensor]
+    ) -> tuple[Tensor, int]:
+        """Return the sum over all rows of a part, and how many there were.
+
+        Args:
+            kind: what is summed, to know it again.
+            part: "all", "fitted" or "apart".
+            of: adds rows to the sum until now, None at first.
+        """
+        if (kind, part) not in self._sums:
+            both = [self._sums[kind, p] for p in ("fitted", "apart") if (kind, p) in self._sums]
+            if part == "all" and len(both) == 2:
+                (one, few), (other, more) = both
+                joined = torch.maximum(one, other) if of is _largest else one + other
+                self._sums[kind, part] = joined, few + more
+            else:
+                self._add(kind, part, of)
+        return self._sums[kind, part]
+
+    def _add(self, kind: str, part: str, of: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+        wanted = ("all",) if part == "all" else ("fitted", "apart")
+        total: dict[str, Tensor | None] = dict.fromkeys(wanted)
+        count = dict.fromkeys(wanted, 0)
+        for rows, piece in self.rows("all" if part == "all" else "both"):
+            dtype = torch.promote_types(rows.dtype, torch.float32)
+            total[piece] = of(rows.to(dtype), total[piece])
+            count[piece] += rows.shape[-2]
+        for piece in wanted:
+            value, number = _over_processes(total[piece], count[piece], self.layers[0], of)
+            self._sums[kind, piece] = value, number
+
+    def _numbers(self, part: str) -> list[int]:
+        numbers = range(len(self.replay))
+        if len(numbers) < PARTS or part in ("all", "both"):
+            return list(numbers)
+        return [number for number in numbers if _is_apart(number) == (part == "apart")]
+
+    def _parted(self, batch: int, places: Tensor, part: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield places with the part that they are of: whole batches where there are enough."""
+        if part == "all":
+            yield "all", places
+        elif len(self.replay) >= PARTS:
+            yield ("apart" if _is_apart(batch) else "fitted"), places
+        else:
+            at = len(places) - len(places) // PARTS
+            for of, own in (("fitted", places[:at]), ("apart", places[at:])):
+                if part in ("both", of):
+                    yield of, own
+
+
+class LayerInputs:
+    """What one layer gets, behind what became of the layers before it.
+
+    Nothing is stored: each question runs the batches up to the layer, unless its answer is known,
+    and layers that get the same tensor share the answers. Tokens that an ``attention_mask`` leaves
+    out are not counted. ``columns`` are the places of a weight's row: the inputs of a linear layer,
+    channels times window of a convolution. Of a layer with groups, what is said of columns has a
+    first dimension of groups. Sums are over all processes of a distributed run.
+
+    A layer that no batch reaches gets white inputs: each column has mean square 1, no two have
+    anything to do with each other.
+    """
+
+    def __init__(self, source: Source, wrapper: Wrapper, part: str = "all") -> None:
+        self._source = source
+        self._wrapper = wrapper
+        self._part = part
+
+    @property
+    def fitted(self) -> LayerInputs:
+        """Three quarters of the inputs, to fit to while the others tell how well."""
+        return LayerInputs(self._source, self._wrapper, "fitted")
+
+    @property
+    def apart(self) -> LayerInputs:
+        """The quarter that is not in :attr:`fitted`: whole batches where there are four."""
+        return LayerInputs(self._source, self._wrapper, "apart")
+
+    @property
+    def shared(self) -> list[Wrapper]:
+        """All layers that get this very tensor, this one among them, in the order of running."""
+        return list(self._source.layers)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the layer's output is its weight times rows of what it gets."""
+        return has_rows(self._wrapper.module)
+
+    @property
+    def samples(self) -> int:
+        """How many rows there are."""
+        return self._source.sum("square norms", self._part, _squares)[1]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the inputs as the layer gets them, batch by batch."""
+        for seen in self._source.seen(self._source._numbers(self._part)):
+            yield seen.value
+
+    def rows(self, points: int | None = None) -> Tensor:
+        """Return the rows that the layer's outputs are weighted sums of.
+
+        Args:
+            points: of each batch about so many, evenly spread; all of them by default.
+
+        Returns:
+            (n, columns), or (groups, n, columns).
+
+        Raises:
+            EngineError: the layer has no rows, or inputs hold NaN or infinity.
+        """
+        self._require_rows()
+        found = []
+        for rows, _ in self._source.rows(self._part):
+            step = 1 if points is None else max(rows.shape[-2] // points, 1)
+            found.append(rows[..., ::step, :].clone())
+        if not found:
+            return self.weight()[..., :0, :]
+        return torch.cat(found, -2)
+
+    def square_norms(self) -> Tensor:
+        """Return the sum of squares of each column, float32 or wider: (columns,).
+
+        Raises:
+            EngineError: the layer has no rows, or inputs hold NaN or infinity.
+        """
+        self._require_rows()
+        return self._source.sum("square norms", self._part, _squares)[0]
+
+    def means(self) -> Tensor:
+        """Return the mean of absolute values of each column: (columns,).
+
+        Raises:
+            EngineError: the layer has no rows, or inputs hold NaN or infinity.
+        """
+        self._require_rows()
+        total, count = self._source.sum("absolute values", self._part, _absolutes)
+        return total / max(count, 1)
+
+    def largest(self) -> Tensor:
+        """Return the largest absolute value of each column: (columns,).
+
+        Raises:
+            EngineError: the layer has no rows, or inputs hold NaN or infinity.
+        """
+        self._require_rows()
+        return self._source.sum("largest", self._part, _largest)[0]
+
+    def gram(self) -> Tensor:
+        """Return the sum of ``x x^T`` over rows x, float32 or wider: (columns, columns).
+
+        ``((q - w) @ gram * (q - w)).sum()`` is the squared error of the layer's outputs when its
+        weight is q in place of w. The same tensor each time: it must not be changed in place.
+
+        Raises:
+            EngineError: the layer has no rows, or inputs hold NaN or infinity.
+        """
+        self._require_rows()
+        return self._source.sum("gram", self._part, _grams)[0]
+
+    def weight(self) -> Tensor:
+        """Return the layer's weight as a matrix, float32 or wider: (output channels, columns).
+
+        (groups, channels of a group, columns) where the layer has groups. A copy.
+        """
+        weight = self._wrapper.weight.detach()
+        return self.matrix(weight.to(torch.promote_types(weight.dtype, torch.float32))).clone()
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Return what has the weight's own shape, shaped as :meth:`weight`."""
+        rows = self._layout().rows(tensor)
+        groups = _groups(self._wrapper.module)
+        return rows if groups == 1 else rows.reshape(groups, -1, rows.shape[1])
+
+    def restored(self, matrix: Tensor) -> Tensor:
+        """Return what is shaped as :meth:`weight` in the weight's own shape, its dtype kept."""
+        shape = self._wrapper.weight.shape
+        return self._layout().restored(matrix.reshape(-1, matrix.shape[-1]), shape)
+
+    def forget(self) -> None:
+        """Look at the inputs anew from here on: what comes before the layer was changed."""
+        self._source.forget()
+
+    def _layout(self) -> Layout:
+        return layout_of(self._wrapper.module) or Layout(0)
+
+    def _require_rows(self) -> None:
+        if not self.has_rows:
+            raise EngineError(
+                f'layer "{self._wrapper.name}" is a {self._wrapper.type}: its outputs are not its '
+                "weight times rows of what it gets"
+            )
+
+
+def _squares(rows: Tensor, total: Tensor | None) -> Tensor:
+    new = rows.square().sum(-2)
+    return new if total is None else total.add_(new)
+
+
+def _absolutes(rows: Tensor, total: Tensor | None) -> Tensor:
+    new = rows.abs().sum(-2)
+    return new if total is None else total.add_(new)
+
+
+def _largest(rows: Tensor, total: Tensor | None) -> Tensor:
+    new = rows.abs().amax(-2)
+    return new if total is None else torch.maximum(total, new)
+
+
+def _grams(rows: Tensor, total: Tensor | None) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
+        if total is None:
+            return rows.mT @ rows
+        if rows.dim() == 2:
+            return total.addmm_(rows.T, rows)
+        return total.baddbmm_(rows.mT, rows)
+
+
+def _over_processes(
+    total: Tensor | None, count: int, wrapper: Wrapper, of: Callable[..., Tensor]
+) -> tuple[Tensor, int]:
+    """Return a sum over all processes; that of white inputs where there is nothing."""
+    columns, groups = _columns(wrapper.module), _groups(wrapper.module)
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        shape = (columns, columns) if of is _grams else (columns,)
+        if total is None:
+            total = torch.zeros(*((groups,) if groups > 1 else ()), *shape, device=wrapper.device)
+        number = torch.tensor(count, device=total.device)
+        how = distributed.ReduceOp.MAX if of is _largest else distributed.ReduceOp.SUM
+        distributed.all_reduce(total, how)
+        distributed.all_reduce(number)
+        count = int(number)
+    if total is not None and count:
+        return total, count
+    white = torch.eye(columns, device=wrapper.device)
+    if of is not _grams:
+        white = torch.ones(columns, device=wrapper.device)
+    return (white.expand(groups, *white.shape) if groups > 1 else white), 0
+
+
+def _tokens(value: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
+    """Return which tokens of a layer's input are no padding, flat; None where nobody says so."""
+    for mask in masks:
+        if value.dim() > 2 and value.shape[:-1] == mask.shape:
+            return (mask != 0).flatten().to(value.device)
+        if value.dim() == 2 and len(value) == mask.numel():
+            return (mask != 0).flatten().to(value.device)
+    return None
+
+
+def _is_apart(number: int) -> bool:
+    return number % PARTS == PARTS - 1
+
+
+def _groups(module: nn.Module) -> int:
+    return int(getattr(module, "groups", 1))
+
+
+def _columns(module: nn.Module) -> int:
+    weight = module._parameters["weight"]
+    assert weight is not None
+    channels = (layout_of(module) or Layout(0)).count(weight.shape)
+    return weight.numel() // max(channels, 1)

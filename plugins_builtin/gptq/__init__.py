@@ -1,0 +1,62 @@
+"""GPTQ: weights rounded column by column, those that are left making up for what rounding took.
+
+Frantar, Ashkboos, Hoefler, Alistarh 2022, "GPTQ: Accurate Post-Training Quantization for Generative
+Pre-trained Transformers", arXiv 2210.17323, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from engine import Wrapper
+from engine.calibration import Choose, LayerInputs, LayerResult, best_sweep
+from engine.quantization import Grid, PostTrainingQuantizer, best_grid
+
+
+class GPTQQuantizer(PostTrainingQuantizer):
+    """Rounds each weight to a grid that stands from the beginning, largest inputs first."""
+
+    default_schemes: ClassVar[tuple[str, str]] = ("per_group_symmetric", "per_tensor_affine")
+    damping: list[float]
+    activation_order: bool
+    clip: bool
+
+    def calibrate_layer(
+        self, wrapper: Wrapper, inputs: LayerInputs, sparsity: float | None
+    ) -> LayerResult:
+        """Return the weight on its grid; the damping is the best on inputs kept apart."""
+        grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
+        weight = wrapper.weight.detach().float()
+        if not inputs.has_rows:
+            scale, zero_point = best_grid(grid, weight, clip=self.clip)
+            weight = grid.nearest(weight, scale, zero_point)
+            return LayerResult(None, weight, (scale, zero_point), "were rounded to nearest")
+        squares = inputs.square_norms().unsqueeze(-2).expand_as(inputs.weight())
+        scale, zero_point = best_grid(grid, weight, inputs.restored(squares), clip=self.clip)
+        scales, zeros = (inputs.matrix(grid.spread(each)) for each in (scale, zero_point))
+        qmin, qmax = grid.scheme.qmin, grid.scheme.qmax
+
+        def of_group(number: int) -> Choose:
+            own = [each if each.dim() == 2 else each[number] for each in (scales, zeros)]
+            steps, zero = (each.T.contiguous() for each in own)
+
+            def rounded(column: int, value: Tensor) -> Tensor:
+                q = (value / steps[column]).round_().add_(zero[column]).clamp_(qmin, qmax)
+                return q.sub_(zero[column]).mul_(steps[column])
+
+            def choose(start: int, values: Tensor, diagonal: Tensor) -> Callable[..., Tensor]:
+                return rounded
+
+            return choose
+
+        def plain(matrix: Tensor) -> Tensor:
+            return inputs.matrix(grid.nearest(inputs.restored(matrix), scale, zero_point))
+
+        found = best_sweep(
+            inputs, plain, of_group, dampings=self.damping, largest_first=self.activation_order
+        )
+        note = "" if found.damping is not None else "were better rounded to nearest"
+        return LayerResult(None, inputs.restored(found.weight), (scale, zero_point), note)
