@@ -1,6 +1,6 @@
 """One-shot algorithms: layers in the order in which they run, and what each gets by then."""
 
-from engine.calibration.inputs import LayerInputs
+from engine.calibration.inputs import LayerInputs, Scaling
 from engine.calibration.n_m import n_m_mask, pattern_of
 from engine.calibration.patches import has_rows
 from engine.calibration.result import LayerResult
@@ -12,6 +12,7 @@ __all__ = [
     "Choose",
     "LayerInputs",
     "LayerResult",
+    "Scaling",
     "Swept",
     "best_sweep",
     "has_rows",

@@ -12,6 +12,7 @@ from engine.attach.layout import Layout, layout_of
 from engine.attach.wrapper import Wrapper
 from engine.calibration.patches import all_rows, count_places, has_rows
 from engine.calibration.replay import EnoughError, Replay, recorded
+from engine.calibration.scalings import Change, Pair
 from engine.errors import EngineError
 
 #: One of so many parts of the inputs is kept apart, to see how well the others were fitted.
@@ -43,8 +44,9 @@ class Source:
     ) -> None:
         self.layers = layers
         self.replay = replay
-        self._block = block
+        self.block = block
         self._once = calls == 1
+        self.pairs: Callable[[], list[tuple[Pair, list[Wrapper]]]] = list
         self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
 
     def forget(self) -> None:
@@ -77,7 +79,7 @@ class Source:
                 self.replay.model.register_forward_pre_hook(note, with_kwargs=True),
             ]
             try:
-                with recorded({self._block: []}, stop=True):
+                with recorded({self.block: []}, stop=True):
                     self.replay.run(number)
             finally:
                 for hook in hooks:
@@ -282,6 +284,17 @@ class LayerInputs:
         shape = self._wrapper.weight.shape
         return self._layout().restored(matrix.reshape(-1, matrix.shape[-1]), shape)
 
+    def scalings(self) -> list[Scaling]:
+        """Return what can be scaled together in the layer's block, in the order of running.
+
+        Once: for the first layer of a block that asks, while all of the block is as it was;
+        nothing afterwards. Only what some layer of the compressor reads is told.
+        """
+        return [
+            Scaling(pair, readers, Source(self._source.replay, self._source.block, readers, 1))
+            for pair, readers in self._source.pairs()
+        ]
+
     def forget(self) -> None:
         """Look at the inputs anew from here on: what comes before the layer was changed."""
         self._source.forget()
@@ -295,6 +308,57 @@ class LayerInputs:
                 f'layer "{self._wrapper.name}" is a {self._wrapper.type}: its outputs are not its '
                 "weight times rows of what it gets"
             )
+
+
+class Scaling:
+    """Channels that some module makes, and all linear layers that read them.
+
+    Attributes:
+        readers: those of the readers that the compressor works on, in the order of running.
+        inputs: what they get, all the same.
+    """
+
+    def __init__(self, pair: Pair, readers: Sequence[Wrapper], source: Source) -> None:
+        self._pair = pair
+        self._source = source
+        self.readers = list(readers)
+        self.inputs = self.inputs_of(readers[0])
+
+    def inputs_of(self, reader: Wrapper) -> LayerInputs:
+        """Return what one of the readers gets, and its weight."""
+        return LayerInputs(self._source, reader)
+
+    def by_channel(self, columns: Tensor) -> Tensor:
+        """Return one number for each channel that is made: the mean of those of its columns.
+
+        Args:
+            columns: (columns,), of what readers get.
+        """
+        index = self._pair.channel_of()
+        channels = self._pair.channels
+        total = torch.zeros(channels, dtype=columns.dtype, device=columns.device)
+        return total.index_add_(0, index, columns) / index.bincount(minlength=channels)
+
+    def by_column(self, channels: Tensor) -> Tensor:
+        """Return for each column what stands for its channel: (columns,)."""
+        return channels[self._pair.channel_of()]
+
+    def multiply(self, factors: Tensor, change: Change) -> None:
+        """Multiply what readers do with each channel, and divide the channel where it is made.
+
+        The model computes the same, up to rounding.
+
+        Args:
+            factors: (channels,), above 0 and finite.
+            change: writes a value into a parameter: ``compressor.change``.
+
+        Raises:
+            EngineError: a factor is not above 0 and finite.
+        """
+        if not bool(((factors > 0) & factors.isfinite()).all()):
+            raise EngineError("channels are scaled by factors above 0 and finite")
+        self._pair.multiply(factors, change)
+        self._source.forget()
 
 
 def _squares(rows: Tensor, total: Tensor | None) -> Tensor:

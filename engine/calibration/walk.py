@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from engine.attach.wrapper import Wrapper
 from engine.calibration.blocks import blocks_of
 from engine.calibration.inputs import LayerInputs, Source
 from engine.calibration.replay import Outputs, Replay, recorded
+from engine.calibration.scalings import Finder, Pair
 from engine.user_code.batches import Forward, batches_in, call_or_explain
 
 
@@ -63,11 +64,15 @@ def walk(
         replay = Replay(model, batches, forward, seen.blocks, data.folder)
         replay.look_ahead(seen.outputs)
         unreached = []
+        finder = Finder()
+        wrapper_of = {wrapper.module: wrapper for wrapper in wrappers}
         for block in seen.blocks:
+            pairs = _Pairs(finder, block, replay, wrapper_of)
             calls = len(seen.outputs[block])
             seen.outputs[block].clear()
             for layers in seen.groups[block]:
                 source = Source(replay, block, layers, seen.calls[layers[0].module])
+                source.pairs = pairs
                 for wrapper in layers:
                     if not seen.calls[wrapper.module] and not _reached(source):
                         unreached.append(wrapper.name)
@@ -82,6 +87,34 @@ def walk(
             "  give batches that reach them, or leave them out with exclude: true",
             stacklevel=4,
         )
+
+
+class _Pairs:
+    """What can be scaled together in one block; told once."""
+
+    def __init__(
+        self,
+        finder: Finder,
+        block: nn.Module,
+        replay: Replay,
+        wrapper_of: Mapping[nn.Module, Wrapper],
+    ) -> None:
+        self._finder = finder
+        self._block = block
+        self._replay = replay
+        self._wrapper_of = wrapper_of
+        self._told = False
+
+    def __call__(self) -> list[tuple[Pair, list[Wrapper]]]:
+        if self._told:
+            return []
+        self._told = True
+        found = []
+        for pair in self._finder.pairs(self._block, self._replay):
+            own = [self._wrapper_of[r] for r in pair.readers if r in self._wrapper_of]
+            if own:
+                found.append((pair, own))
+        return found
 
 
 class _Observed(NamedTuple):

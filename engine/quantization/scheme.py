@@ -130,6 +130,12 @@ class Scheme:
             zero_point = moved.where(moved.isfinite(), zero_point)
         return coarse, zero_point
 
+    def round_over_extremes(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, not a weight, on the grid over its own extremes."""
+        scale, zero_point = self.parameters(*torch.aminmax(tensor))
+        q = (tensor / scale).round_().add_(zero_point).clamp_(self.qmin, self.qmax)
+        return q.sub_(zero_point).mul_(scale)
+
     def scale_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of :meth:`extremes` for a tensor of ``shape``."""
         if self.axis is None:
