@@ -36,6 +36,7 @@ def state_of(compressor: Configured) -> dict[str, Any]:
             for name, extension in _extensions(compressor).items()
         },
         **({"changes": changes} if changes else {}),
+        **({"calibrated": True} if compressor.calibrated else {}),
     }
 
 
@@ -113,6 +114,7 @@ def _put(compressor: Configured, by_name: Mapping[str, Wrapper], state: Mapping[
         if name in state.get("extensions", {}):
             extension.set_extra_state(state["extensions"][name])
     compressor._state_replaced()
+    compressor.calibrated = bool(state.get("calibrated", False))
     if "changes" in state:
         compressor._changes.restore(compressor.bound_model, state["changes"])
 

@@ -163,6 +163,7 @@ class Compressor(Configured):
         if not bake:
             self._changes.put_back()
         self._changes.clear()
+        self.calibrated = False
         keeper = self.bound_model.__dict__.get(KEEPER, ())
         if self in keeper:
             keeper.remove(self)

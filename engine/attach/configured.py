@@ -67,6 +67,8 @@ class Configured:
         self.epoch = 0
         #: The undo log; see :meth:`engine.Compressor.change`.
         self._changes = Changes()
+        #: Whether all that needs ``batches`` is done.
+        self.calibrated = False
         self._describe_plugin()
         self.batches, self.forward = calibration_data(batches, forward, self.calibration(), self)
         self.config_list, own = self._check(config_list, arguments)

@@ -70,6 +70,13 @@ class Replay:
     def __len__(self) -> int:
         return len(self._batches)
 
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for store in self._kept.values():
+            store.close()
+
     def run(self, number: int) -> None:
         """Run a batch, until something raises :class:`EnoughError` or to the end."""
         self._place = number
@@ -195,6 +202,10 @@ class _Store:
                 for leaf in self._read(number, leaves)
             ]
             self._outputs[number] = skipped, spec
+        self.close()
+
+    def close(self) -> None:
+        """Remove the files."""
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -59,9 +59,9 @@ def walk(
     """
     forward = data.forward or call_or_explain
     batches = list(batches_in(data.batches, "calibration"))
-    with _observable(model):
+    with _observable(model), ExitStack() as stack:
         seen = _observe(model, wrappers, batches[0], forward)
-        replay = Replay(model, batches, forward, seen.blocks, data.folder)
+        replay = stack.enter_context(Replay(model, batches, forward, seen.blocks, data.folder))
         replay.look_ahead(seen.outputs)
         unreached = []
         finder = Finder()

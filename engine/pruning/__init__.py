@@ -5,6 +5,7 @@ from engine.pruning.budget import Budget
 from engine.pruning.channels import Channels
 from engine.pruning.constraint import GroupConstraint, Ranking
 from engine.pruning.masks import prune_count, smallest_in_rows, smallest_removed, wide
+from engine.pruning.patterned import PatternedPruner
 from engine.pruning.reconstruction import Reconstruction, Refit
 from engine.pruning.statistics import ActivationFilterPruner, StatisticsFilterPruner
 from engine.pruning.structured import FilterPruner
@@ -16,6 +17,7 @@ __all__ = [
     "FilterPruner",
     "Group",
     "GroupConstraint",
+    "PatternedPruner",
     "Ranking",
     "Reconstruction",
     "Refit",

@@ -110,7 +110,6 @@ class MaskHolder(Compressor):
         """
         load_model(self.bound_model, model_state)
         self._trained = False
-        self._changes.clear()
         self._weights_replaced()
 
     @torch.no_grad()

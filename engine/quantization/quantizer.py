@@ -123,7 +123,9 @@ class Quantizer(Compressor):
         if self._stack is None:
             super().compress()
             try:
-                self._use_batches()
+                if not self.calibrated:
+                    self._use_batches()
+                    self.calibrated = self.batches is not None
             except BaseException:
                 self.unwrap()
                 raise

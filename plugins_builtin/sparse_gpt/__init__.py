@@ -9,42 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine import Pruner, Wrapper
+from engine import Wrapper
 from engine.calibration import (
     Choose,
     LayerInputs,
     LayerResult,
     best_sweep,
-    has_rows,
     n_m_mask,
-    pattern_of,
 )
-from engine.pruning import prune_count, smallest_removed
+from engine.pruning import PatternedPruner, prune_count, smallest_removed
 
 
-class SparseGPTPruner(Pruner):
+class SparseGPTPruner(PatternedPruner):
     """Removes weights of least ``w^2 / [H^-1]_jj``, block by block, and updates the others."""
 
-    one_shot = True
-    pattern: str | None
     block_size: int
     damping: list[float]
-
-    def check_layer(self, module: nn.Module) -> str | None:
-        """Return why a layer's inputs cannot be told, or None."""
-        return None if has_rows(module) else "it is no linear layer and no plain convolution"
 
     def calibrate_layer(
         self, wrapper: Wrapper, inputs: LayerInputs, sparsity: float
     ) -> LayerResult:
         """Return the weight that is left; the damping is the best on inputs kept apart."""
-        pattern = pattern_of(self.pattern)
 
         def kept(scores: Tensor) -> Tensor:
-            if pattern is not None:
-                return n_m_mask(scores, *pattern)
+            if self.removes is not None:
+                return n_m_mask(scores, *self.removes)
             return smallest_removed(scores, prune_count(scores.numel(), sparsity))
 
         def choose(start: int, values: Tensor, diagonal: Tensor) -> Callable[[int, Tensor], Tensor]:
@@ -58,7 +49,7 @@ class SparseGPTPruner(Pruner):
         def of_group(number: int) -> Choose:
             return choose
 
-        step = self.block_size if pattern is None else pattern[1]
+        step = self.block_size if self.removes is None else self.removes[1]
         found = best_sweep(inputs, plain, of_group, dampings=self.damping, step=step)
         note = "" if found.damping is not None else "were better masked without an update"
         mask = torch.ones_like(found.weight).where(found.weight != 0, 0)
