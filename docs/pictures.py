@@ -22,7 +22,7 @@ STEPS = (
     ("optimizer.step()", "before it", ("before_step",)),
     ("", "weights move", ()),
     ("", "after it", ("step",)),
-    ("", "where masks are due", ("sparsity", "calc_mask")),
+    ("", "where masks are due", ("sparsity", "calc_mask", "calibrate_layer")),
     ("", "weights *= masks", ("masks_updated",)),
 )
 
@@ -48,7 +48,7 @@ def life_cycle():
 
 
 PROVIDERS = (
-    *("sparsity", "calc_mask", "quant_backward"),
+    *("sparsity", "calc_mask", "calibrate_layer", "quant_backward"),
     *("quantize_input", "quantize_weight", "quantize_output"),
 )
 

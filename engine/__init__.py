@@ -113,7 +113,7 @@ __all__ = [
 #: Packages with public names of their own: ``engine.speedup.speedup(...)`` after ``import engine``.
 _PACKAGES = frozenset(
     (
-        *("algorithms", "analysis", "automatic", "export", "extensions"),
+        *("algorithms", "analysis", "automatic", "calibration", "export", "extensions"),
         *("pruning", "quantization", "speedup", "testing"),
     )
 )

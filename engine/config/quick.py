@@ -7,6 +7,7 @@ keywords and says what is wrong; a test compares the two.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from engine.config.rules import RULES, no_others
@@ -34,6 +35,8 @@ def _holds(keyword: str, rule: Any, schema: dict[str, Any], value: Any) -> bool:
         return any(_is(name, value) for name in ([rule] if isinstance(rule, str) else rule))
     if keyword in RULES:
         return not any(True for _ in RULES[keyword](rule, value, schema))
+    if keyword == "pattern":
+        return not isinstance(value, str) or re.search(rule, value) is not None
     if keyword == "enum":
         return isinstance(value, str) and value in rule
     if keyword == "properties":

@@ -10,9 +10,11 @@ admm                         search     ok      engine        0.1.0    Training 
 agp                          schedule   ok      engine        0.1.0    Gradual cubic sparsity (2017)
 amc                          search     ok      engine        0.1.0    An agent picks sparsities
 auto_compress                search     ok      engine        0.1.0    Annealing and ADMM in rounds
+awq                          quantizer  ok      engine        0.1.0    Activation-aware scales
 bnn                          quantizer  ok      engine        0.1.0    Weights and outputs by sign
 dorefa                       quantizer  ok      engine        0.1.0    Low-bit weights and gradients
 fpgm                         pruner     ok      engine        0.1.0    Channels nearest the median
+gptq                         quantizer  ok      engine        0.1.0    Second order rounding
 l1_filter                    pruner     ok      engine        0.1.0    Channels of smallest L1 norm
 l2_filter                    pruner     ok      engine        0.1.0    Channels of smallest L2 norm
 level                        pruner     ok      engine        0.1.0    Smallest weights, per layer
@@ -27,7 +29,10 @@ qat                          quantizer  ok      engine        0.1.0    Integer g
 sensitivity                  search     ok      engine        0.1.0    Layers by what they tolerate
 simulated_annealing          search     ok      engine        0.1.0    Sparsities by annealing
 slim                         pruner     ok      engine        0.1.0    Channels of smallest BN scale
+smooth_quant                 quantizer  ok      engine        0.1.0    Outliers moved to weights
+sparse_gpt                   pruner     ok      engine        0.1.0    Second order, one shot
 taylor_fo_weight_filter      pruner     ok      engine        0.1.0    Channels the loss needs least
+wanda                        pruner     ok      engine        0.1.0    Weight times input norm
 """
 
 
