@@ -30,7 +30,7 @@ class RemovedWeights:
         for parameter in parameters:
             kept = self._known.get(id(parameter))
             unchanged = kept is not None and kept[2] == parameter._version
-            dense.append(kept[1] if kept is not None and unchanged else parameter.clone())
+            dense.append(kept[1] if kept is not None and unchanged else parameter.detach().clone())
         yield
         self._known = {
             id(parameter): (parameter, values, parameter._version)
