@@ -1,4 +1,4 @@
-"""A job's output is kept in bounded size, and whoever prints more than is read keeps nobody waiting."""
+"""A job's output is kept in bounded size, and a flood of it keeps nobody waiting."""
 
 import json
 import os
