@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from engine.attach import checkpoint
 from engine.attach.collectors import ActivationCollectors
 from engine.attach.configured import Configured
+from engine.attach.forgotten import NotYetAttached
 from engine.attach.learned_parameters import LearnedParameters
 from engine.attach.model_hooks import KEEPER, Keeper
 from engine.attach.optimizer_hooks import OptimizerHooks
@@ -72,6 +73,7 @@ class Compressor(Configured):
         self._collectors = ActivationCollectors()
         self._telling: set[str] = set()
         self._looked_at_parameters = False
+        self._forgotten: NotYetAttached | None = None
         super().__init__(
             model,
             config_list,
@@ -80,6 +82,7 @@ class Compressor(Configured):
             dummy_input=dummy_input,
             **arguments,
         )
+        self._forgotten = NotYetAttached(self, self.optimizer)
 
     # -- life cycle ----------------------------------------------------------------------------
 
@@ -90,6 +93,8 @@ class Compressor(Configured):
         """
         if self._stack is not None:
             return self.bound_model
+        if self._forgotten is not None:
+            self._forgotten.is_attached()
         parts = list(self._participants())
         needed = [extension for part in parts for extension in part._own_extensions()]
         given = {type(extension) for extension in self.extensions}
@@ -155,6 +160,8 @@ class Compressor(Configured):
         number = operator.index(epoch) if hasattr(epoch, "__index__") else -1
         if number < 0 or isinstance(epoch, bool):
             raise EngineError(f"update_epoch takes an epoch number from 0 on, got {epoch!r}")
+        if self.host._forgotten is not None:
+            self.host._forgotten.warn("update_epoch()")
         for part in self.host._participants():
             part.epoch = number
         self._tell("update_epoch", number)
@@ -167,6 +174,8 @@ class Compressor(Configured):
         only applied once more; without one, this is where they are recomputed, too.
         """
         if self._hooks is None or "step" in self._telling:
+            if self.host._forgotten is not None and not self.host._telling:
+                self.host._forgotten.warn("step()")
             return
         if self._hooks.seen:
             # The optimizer has done the rest; weights may have been changed by hand since.
@@ -233,6 +242,7 @@ class Compressor(Configured):
             "_hooks": None,
             "_stack": None,
             "_learned": None,
+            "_forgotten": None,
             "_collectors": ActivationCollectors(),
         }
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
