@@ -93,9 +93,10 @@ class Compressor(Configured):
         """
         if self._stack is not None:
             return self.bound_model
-        if self._forgotten is not None:
-            self._forgotten.is_attached()
         parts = list(self._participants())
+        for part in parts:
+            if part._forgotten is not None:
+                part._forgotten.is_attached()
         needed = [extension for part in parts for extension in part._own_extensions()]
         given = {type(extension) for extension in self.extensions}
         needed = [extension for extension in needed if type(extension) not in given]
