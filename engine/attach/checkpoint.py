@@ -71,7 +71,7 @@ def restore(compressor: Configured, state: Mapping[str, Any]) -> None:
         faults += _unlike(wrapper, entry)
         for mask, parameter_name in _MASKS.items():
             tensor = entry["buffers"].get(mask)
-            parameter = wrapper.module._parameters.get(parameter_name)
+            parameter = wrapper.own(parameter_name)
             if tensor is not None and not isinstance(tensor, Tensor):
                 faults.append(f'"{name}" {mask} is a {_class_of(tensor)}, not a tensor')
             elif tensor is not None and not bool(((tensor == 0) | (tensor == 1)).all()):

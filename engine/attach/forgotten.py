@@ -9,14 +9,11 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.optim import Optimizer
 
 from engine.plugins.stack import describe
-
-if TYPE_CHECKING:
-    from engine.attach.compressor import Compressor
 
 _INSIDE = ("engine", "torch")
 _DONE = {"pruning": "pruned", "quantization": "quantized"}
@@ -26,11 +23,11 @@ class NotYetAttached:
     """Warns once, until :meth:`is_attached` is called.
 
     Args:
-        compressor: what is not attached yet; it is not kept alive.
+        compressor: the :class:`engine.Compressor` that is not attached yet; not kept alive.
         optimizer: its optimizer, if it has been given one.
     """
 
-    def __init__(self, compressor: Compressor, optimizer: Optimizer | None) -> None:
+    def __init__(self, compressor: Any, optimizer: Optimizer | None) -> None:
         self._compressor = weakref.ref(compressor)
         self._quiet = False
         self._handle: Any = None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.attach.computed import Stage, is_computed
 from engine.attach.layout import Layout
+from engine.attach.parametrized import only_looking
 from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
@@ -99,7 +100,7 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
             continue
         if not is_computed(wrapper.module, Stage.QUANTIZE):
             raise ExportError("call compress() before a quantized model is exported")
-        with torch.no_grad(), begun(wrapper):
+        with torch.no_grad(), begun(wrapper), only_looking(wrapper.module):
             weight = wrapper.module.weight
         assert isinstance(weight, Tensor)
         if wrapper.weight is not None and not bool(wrapper.weight.isfinite().all()):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from engine.attach.checkpoint import load_model
 from engine.attach.compressor import Compressor
+from engine.attach.computed import make_parameter
+from engine.attach.parametrized import is_parametrized
 from engine.attach.wrapper import Wrapper
 from engine.errors import PluginError
 from engine.plugins import registry
@@ -98,7 +100,8 @@ class MaskHolder(Compressor):
         back, so that the model is exactly as it was found; weights that were replaced in between
         are left alone. After training, or with ``bake=True``,
         masked weights stay zero (``straight_through`` pruners have dense weights to give back, and
-        do unless ``bake=True``).
+        do unless ``bake=True``; so it is where parametrizations of PyTorch's compute the weight,
+        which then becomes a plain parameter).
         """
         if bake:
             self._bake()
@@ -276,5 +279,9 @@ class MaskHolder(Compressor):
     def _bake(self) -> None:
         for wrapper in self.wrappers:
             mask = wrapper.mask("weight")
-            if self._stack is not None and mask is not None:
+            if self._stack is None or mask is None:
+                continue
+            if is_parametrized(wrapper.module):
+                make_parameter(wrapper.module, wrapper.weight * mask)
+            else:
                 wrapper.weight.mul_(mask)
