@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine.attach.compressor import Compressor
 from engine.attach.computed import Stage, without_stage
+from engine.attach.parametrized import only_looking, own_weight, source_of
 from engine.export.packed_file import packed_weights
 from engine.quantization.quant_types import QuantType, bits_of, quant_types_of
 from engine.quantization.quantizer import Quantizer
@@ -120,10 +121,10 @@ def layer_table(model: nn.Module, *compressors: Compressor) -> LayerTable:
                 bits[wrapper.name] = (of_weight, min(activations, default=None))
     rows = []
     for name, module in _weighted(model):
-        weight = module._parameters["weight"]
+        weight = own_weight(module)
         assert weight is not None
         # What rounds to zero is not pruned.
-        with torch.no_grad(), without_stage(module, Stage.QUANTIZE):
+        with torch.no_grad(), without_stage(module, Stage.QUANTIZE), only_looking(module):
             value = module.weight
         size = weight.numel() * weight.element_size()
         full = weight.element_size() * 8
@@ -150,9 +151,9 @@ def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield each layer with a weight; a weight that layers share stands at the first of them."""
     seen: set[int] = set()
     for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is not None and id(weight) not in seen:
-            seen.add(id(weight))
+        source = source_of(module)
+        if source is not None and id(source) not in seen:
+            seen.add(id(source))
             yield name, module
 
 

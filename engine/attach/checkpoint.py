@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engine.attach.configured import Configured
 from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, nearest
+from engine.files.plain import says
 
 _VERSION = 1
 _WRAPPER_KEYS = {"buffers", "attributes"}
@@ -47,19 +48,22 @@ def restore(compressor: Configured, state: Mapping[str, Any]) -> None:
         CheckpointError: another version, algorithm or model; nothing was changed.
     """
     if not (
-        isinstance(state, Mapping) and state.get("version") == _VERSION and _KEYS.issubset(state)
+        isinstance(state, Mapping)
+        and says(state.get("version"), _VERSION)
+        and _KEYS.issubset(state)
     ):
         raise CheckpointError(
             "this is not a state of a compressor (compressor.state_dict()); a model's state_dict "
             "is loaded with load_model_state_dict"
         )
     own = [part.plugin_name for part in compressor._participants()]
-    if state["algorithms"] != own:
+    of, saved = state["algorithms"], state["wrappers"]
+    if not isinstance(of, list) or not all(isinstance(name, str) for name in of):
+        raise CheckpointError("the state is damaged; nothing was changed")
+    if of != own:
         raise CheckpointError(
-            f"the state is of {' + '.join(state['algorithms'])}, the compressor is "
-            f"{' + '.join(own)}"
+            f"the state is of {' + '.join(of)}, the compressor is {' + '.join(own)}"
         )
-    saved: Any = state["wrappers"]
     if not isinstance(saved, Mapping) or not isinstance(state["epoch"], int):
         raise CheckpointError("the state is damaged; nothing was changed")
     by_name = {wrapper.name: wrapper for wrapper in compressor.wrappers}
@@ -77,7 +81,7 @@ def restore(compressor: Configured, state: Mapping[str, Any]) -> None:
         faults += _unlike(wrapper, entry)
         for mask, parameter_name in _MASKS.items():
             tensor = entry["buffers"].get(mask)
-            parameter = wrapper.module._parameters.get(parameter_name)
+            parameter = wrapper.own(parameter_name)
             if tensor is not None and not isinstance(tensor, Tensor):
                 faults.append(f'"{name}" {mask} is a {_class_of(tensor)}, not a tensor')
             elif tensor is not None and not bool(((tensor == 0) | (tensor == 1)).all()):

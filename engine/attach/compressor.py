@@ -15,6 +15,7 @@ from engine.attach import checkpoint
 from engine.attach.changes import Changes
 from engine.attach.collectors import ActivationCollectors
 from engine.attach.configured import Configured
+from engine.attach.forgotten import NotYetAttached
 from engine.attach.learned_parameters import LearnedParameters
 from engine.attach.model_hooks import KEEPER, Keeper
 from engine.attach.optimizer_hooks import OptimizerHooks
@@ -84,6 +85,7 @@ class Compressor(Configured):
         #: By layer, what a person must know of how it was calibrated; "" for nothing.
         self.calibration_notes: dict[str, str] = {}
         self._looked_at_parameters = False
+        self._forgotten: NotYetAttached | None = None
         super().__init__(
             model,
             config_list,
@@ -94,6 +96,7 @@ class Compressor(Configured):
             forward=forward,
             **arguments,
         )
+        self._forgotten = NotYetAttached(self, self.optimizer)
 
     # -- life cycle ----------------------------------------------------------------------------
 
@@ -105,6 +108,9 @@ class Compressor(Configured):
         if self._stack is not None:
             return self.bound_model
         parts = list(self._participants())
+        for part in parts:
+            if part._forgotten is not None:
+                part._forgotten.is_attached()
         needed = [extension for part in parts for extension in part._own_extensions()]
         given = {type(extension) for extension in self.extensions}
         needed = [extension for extension in needed if type(extension) not in given]
@@ -177,6 +183,8 @@ class Compressor(Configured):
         number = operator.index(epoch) if hasattr(epoch, "__index__") else -1
         if number < 0 or isinstance(epoch, bool):
             raise EngineError(f"update_epoch takes an epoch number from 0 on, got {epoch!r}")
+        if self.host._forgotten is not None:
+            self.host._forgotten.warn("update_epoch()")
         for part in self.host._participants():
             part.epoch = number
         self._tell("update_epoch", number)
@@ -189,6 +197,8 @@ class Compressor(Configured):
         only applied once more; without one, this is where they are recomputed, too.
         """
         if self._hooks is None or "step" in self._telling:
+            if self.host._forgotten is not None and not self.host._telling:
+                self.host._forgotten.warn("step()")
             return
         if self._hooks.seen:
             # The optimizer has done the rest; weights may have been changed by hand since.
@@ -271,6 +281,7 @@ class Compressor(Configured):
             "_hooks": None,
             "_stack": None,
             "_learned": None,
+            "_forgotten": None,
             "_collectors": ActivationCollectors(),
             "_changes": Changes(),
             "batches": None,

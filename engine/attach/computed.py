@@ -10,6 +10,7 @@ itself for as long as anything is computed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from engine.attach.parametrized import is_parametrized, make_plain, only_looking
 
 Transform = Callable[[Tensor], Tensor]
 _TRANSFORMS = "_engine_transforms"
@@ -63,6 +66,19 @@ def transform_of(module: nn.Module, stage: Stage) -> Transform | None:
     """Return the transform of ``module.weight`` at ``stage``, or None."""
     transform: Transform | None = module.__dict__.get(_TRANSFORMS, {}).get(stage)
     return transform
+
+
+def make_parameter(module: nn.Module, value: Tensor) -> None:
+    """Let the weight be a parameter of this value, in place of one that parametrizations compute.
+
+    Transforms of the engine stay, and are applied to the parameter from now on.
+    """
+    base = getattr(type(module), "computed_base", None)
+    if base is not None:
+        module.__class__ = base
+    make_plain(module, value)
+    if base is not None:
+        module.__class__ = _computed_class(type(module))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -113,6 +129,8 @@ class _Computed:
         value = self._parameters.get("weight")
         if value is None:
             value = self.__dict__.get("_engine_replica_weight")
+        if value is None and is_parametrized(self):  # type: ignore[arg-type]
+            value = self.computed_base.weight.fget(self)  # type: ignore[attr-defined]
         if value is None:
             raise AttributeError(f"{self.computed_base.__name__} has no weight")
         for transform in self._engine_transforms.values():
@@ -121,9 +139,14 @@ class _Computed:
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
+        if is_parametrized(self):  # type: ignore[arg-type]
+            self.computed_base.weight.fset(self, value)  # type: ignore[attr-defined]
+            return
         self.__dict__["_engine_replica_weight"] = value
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if is_parametrized(self):  # type: ignore[arg-type]
+            return super().__reduce_ex__(protocol)  # PyTorch says that it pickles none of these
         return _rebuild, (self.computed_base,), self.__dict__.copy()
 
 
@@ -137,3 +160,26 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     cls = _computed_class(base)  # type: ignore[arg-type]
     module: nn.Module = cls.__new__(cls)
     return module
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return ``model``, or, where it computes weights on top of parametrizations, a plain copy.
+
+    In the copy such a weight is a parameter of the value that it has now.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if _TRANSFORMS in module.__dict__ and is_parametrized(module)
+    ]
+    if not names:
+        return model
+    other = copy.deepcopy(model)
+    for name in names:
+        layer: Any = other.get_submodule(name)
+        with torch.no_grad(), only_looking(layer):
+            value = layer.weight
+        for stage in Stage:
+            plain_weight(layer, stage)
+        make_plain(layer, value)
+    return other

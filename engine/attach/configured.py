@@ -38,6 +38,9 @@ class Configured:
     kind: ClassVar[str] = ""
     #: What ``default`` in ``op_types`` stands for.
     default_op_types: ClassVar[Sequence[str]] = WEIGHTED_TYPES
+    #: Whether the algorithm only reads weights: no gradient of them, and no writing. Then layers
+    #: whose weight ``torch.nn.utils.parametrize`` computes may be given to it.
+    reads_weights: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -160,6 +163,7 @@ class Configured:
             default_types=self.default_op_types,
             needs_weight=self._needs_weight,
             check=self.check_layer,
+            parametrized=self.reads_weights,
             source=describe(self),
         )
 

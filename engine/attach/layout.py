@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.attach.parametrized import own_weight
+
 _FIRST = (
     nn.Conv1d,
     nn.Conv2d,
@@ -85,7 +87,7 @@ def layout_of(module: nn.Module) -> Layout | None:
     Of an embedding these are its features, of a layer norm the dimensions that it normalizes, the
     first of them.
     """
-    weight = module._parameters.get("weight")
+    weight = own_weight(module)
     stated = getattr(module, STATED, None)
     if weight is None:
         return None
@@ -104,7 +106,7 @@ def scale_layout(module: nn.Module) -> Layout | None:
     Its output channels; of an embedding the rows, which are read one by one; the elements of a
     weight of one dimension, whatever they are.
     """
-    weight = module._parameters.get("weight")
+    weight = own_weight(module)
     if weight is not None and (weight.dim() == 1 or isinstance(module, EMBEDDINGS)):
         return Layout(0)
     return layout_of(module)
@@ -116,7 +118,7 @@ def is_linear_by_columns(module: nn.Module) -> bool:
     Known are ``Conv1D`` of transformers, by its name or by ``nf``, the number of its outputs, and
     classes that are like it; transformers is not imported.
     """
-    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    weight, bias = own_weight(module), module._parameters.get("bias")
     if weight is None or weight.dim() != 2 or isinstance(module, _FIRST + EMBEDDINGS):
         return False
     outputs = weight.shape[1]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from engine.attach.parametrized import source_of
 from engine.attach.wrapper import Wrapper
 
 
@@ -45,7 +46,7 @@ class LearnedParameters:
         trained = (groups[id(p)] for p in self._model.parameters() if id(p) in groups)
         first = next(trained, None)
         for wrapper in self._wrappers:
-            group = groups.get(id(wrapper.module._parameters.get("weight")), first)
+            group = groups.get(id(source_of(wrapper.module)), first)
             for parameter in wrapper.parameters():
                 if group is not None and id(parameter) not in groups:
                     group["params"].append(parameter)

@@ -23,6 +23,8 @@ from torch.utils.hooks import RemovableHandle
 from engine.attach.recomputed import is_recomputed
 from engine.attach.scaled_steps import is_skipped, unscale
 
+_NONE: frozenset[int] = frozenset()
+
 
 class OptimizerHooks:
     """Calls ``before`` and ``after`` around each step of the optimizer that trains ``model``.
@@ -60,7 +62,7 @@ class OptimizerHooks:
         self._last: Optimizer | None = None
         self._counts = False
         self._steps = 0
-        self.spared: frozenset[int] = frozenset()
+        self.spared = _NONE
         self._asks = counts or before is not None
         self._before = before
         self._after = after
@@ -123,21 +125,19 @@ class OptimizerHooks:
         within_backward = is_recomputed()
         self.spared = self._spared(optimizer, within_backward)
         try:
-            if not counts:
-                self._moved()
-            elif within_backward:
-                self._moved()
+            if counts and not within_backward:
+                self.seen = True
+                self._steps += 1
+                self._after()
+                return
+            self._moved()
+            if counts:
                 torch.autograd.Variable._execution_engine.queue_callback(self._backward_is_over)
-            else:
-                self._minibatch_is_done()
         finally:
-            self.spared = frozenset()
+            self.spared = _NONE
 
     def _backward_is_over(self) -> None:
-        self.spared = frozenset()
-        self._minibatch_is_done()
-
-    def _minibatch_is_done(self) -> None:
+        self.spared = _NONE
         self.seen = True
         self._steps += 1
         self._after()
@@ -148,9 +148,12 @@ class OptimizerHooks:
         Another optimizer's: a graph that its gradients need may be alive. What no optimizer has
         been seen to train may be another one's that has not stepped yet.
         """
+        settled = self._steps > 1 and not within_backward
+        if settled and (not self._trains or (len(self._trains) == 1 and optimizer in self._trains)):
+            return _NONE
         others = [o for o, (_, ours) in self._trains.items() if ours and o is not optimizer]
-        if self._steps > 1 and not others and not within_backward:
-            return frozenset()
+        if settled and not others:
+            return _NONE
         trained = {id(p) for p in self._model.parameters() if p.requires_grad}
         if within_backward:
             return frozenset(trained - _held(optimizer))
@@ -179,12 +182,13 @@ class _ProcessHooks:
     """
 
     def __init__(self) -> None:
-        self._told: weakref.WeakValueDictionary[int, OptimizerHooks] = weakref.WeakValueDictionary()
+        #: Plain references: a dictionary of weak ones costs more to go through than a step's masks.
+        self._told: tuple[weakref.ref[OptimizerHooks], ...] = ()
         self._handles: list[RemovableHandle] = []
         self._telling = 0
 
     def add(self, hooks: OptimizerHooks) -> None:
-        self._told[id(hooks)] = hooks
+        self._told = (*self._alive(), weakref.ref(hooks))
         if not self._handles:
             self._handles = [
                 register_optimizer_step_pre_hook(self._before),
@@ -192,11 +196,14 @@ class _ProcessHooks:
             ]
 
     def discard(self, hooks: OptimizerHooks) -> None:
-        self._told.pop(id(hooks), None)
+        self._told = tuple(known for known in self._alive() if known() is not hooks)
         if not self._told and not self._telling:
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
+
+    def _alive(self) -> tuple[weakref.ref[OptimizerHooks], ...]:
+        return tuple(known for known in self._told if known() is not None)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # PyTorch passes the optimizer itself as the first positional argument.
@@ -205,8 +212,10 @@ class _ProcessHooks:
         # Plain counting: this runs in every step of every optimizer of the process.
         self._telling += 1
         try:
-            for hooks in tuple(self._told.values()):
-                closure = hooks.before_step(optimizer, closure)
+            for known in self._told:  # a tuple: who comes or goes meanwhile makes another one
+                hooks = known()
+                if hooks is not None:
+                    closure = hooks.before_step(optimizer, closure)
         finally:
             self._telling -= 1
         if closure is given:
@@ -218,8 +227,10 @@ class _ProcessHooks:
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._telling += 1
         try:
-            for hooks in tuple(self._told.values()):
-                hooks.after_step(optimizer)
+            for known in self._told:
+                hooks = known()
+                if hooks is not None:
+                    hooks.after_step(optimizer)
         finally:
             self._telling -= 1
 

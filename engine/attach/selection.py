@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from engine.attach.names import Names, NoLayerError, count
+from engine.attach.parametrized import is_parametrized
 from engine.errors import ConfigError, Problem, nearest
 
 #: Layers whose output channels are filters.
@@ -49,6 +50,7 @@ def select_layers(
     default_types: Sequence[str] = WEIGHTED_TYPES,
     needs_weight: Callable[[Mapping[str, Any]], bool] = lambda entry: True,
     check: Callable[[nn.Module], str | None] = lambda module: None,
+    parametrized: bool = False,
     source: str = "config_list",
     pointer: str = "/config_list",
     line: Callable[[str], int | None] = lambda pointer: None,
@@ -63,6 +65,7 @@ def select_layers(
         default_types: what ``default`` stands for.
         needs_weight: says whether the layers of an entry must have a weight.
         check: says why the algorithm cannot work on a layer, None if it can.
+        parametrized: whether a weight may be one that ``torch.nn.utils.parametrize`` computes.
         source: what the message calls the configuration.
         pointer: where the list is in it.
         line: the line of a pointer, for a configuration from a file.
@@ -121,7 +124,9 @@ def select_layers(
     for name, (entry, index) in chosen.items():
         if entry.get("exclude", False):
             continue
-        fault = weight_fault(layers[name], name) if needs_weight(entry) else None
+        fault = None
+        if needs_weight(entry) and not (parametrized and is_parametrized(layers[name])):
+            fault = weight_fault(layers[name], name)
         if fault is None and (refused := check(layers[name])):
             fault = f'layer "{name}": {refused}'
         if fault:

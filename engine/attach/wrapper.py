@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.attach.parametrized import own_weight
+
 
 class KeptGrid(Protocol):
     """``engine.quantization.Grid``, as it is known below it: what plugins call, and the rest."""
@@ -86,16 +88,30 @@ class Wrapper(nn.Module):
 
     @property
     def weight(self) -> nn.Parameter:
-        """The layer's own weight, also while ``module.weight`` is a computed value."""
-        parameter = self.module._parameters.get("weight")
-        if parameter is None:
+        """The layer's own weight, also while ``module.weight`` is a computed value.
+
+        Of a layer with parametrizations of PyTorch's (see ``Compressor.reads_weights``) it is what
+        these make, masked where a mask stands: a tensor, and to be read only.
+        """
+        weight: Any = own_weight(self.module)
+        if weight is None:
             raise AttributeError(f"layer {self.name!r} ({self.type}) has no weight")
-        return parameter
+        if "weight" not in self.module._parameters:
+            mask = self.mask("weight")
+            if mask is not None and not self.__dict__.get("straight_through", False):
+                weight = weight * mask
+        return weight  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The layer's own bias, or None."""
         return self.module._parameters.get("bias")
+
+    def own(self, name: str) -> Tensor | None:
+        """Return the layer's ``weight`` or ``bias``, or None where it has none of this name."""
+        if name == "weight":
+            return own_weight(self.module)
+        return self.module._parameters.get(name)
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Set ``value`` on the wrapper; a tensor becomes a buffer, cloned, on the layer's device.
@@ -147,9 +163,11 @@ class Wrapper(nn.Module):
     def mask(self, name: str) -> Tensor | None:
         """Return the mask of parameter ``name`` ("weight" or "bias") on the parameter's device."""
         mask = self._buffers.get(f"{name}_mask")
-        parameter = self.module._parameters.get(name)
-        if mask is not None and parameter is not None and mask.device != parameter.device:
-            mask = self._buffers[f"{name}_mask"] = mask.to(parameter.device)
+        if mask is not None:
+            parameter = self.module._parameters.get(name)
+            device = self.device if parameter is None else parameter.device
+            if mask.device != device:
+                mask = self._buffers[f"{name}_mask"] = mask.to(device)
         return mask
 
     def extra_repr(self) -> str:

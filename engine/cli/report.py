@@ -75,7 +75,7 @@ def _folder(given: str) -> Any:
         raise EngineError(
             f"there is no {given}\n  an experiment's folder is its name with {SUFFIX}"
         )
-    folder = Folder.of(read_experiment(path))
+    folder = Folder.of(read_experiment(path, runs=False))
     if not folder.root.is_dir():
         raise EngineError(f"{given} has not been run: there is no {folder.root}")
     return folder

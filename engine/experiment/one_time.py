@@ -12,8 +12,9 @@ from pathlib import Path
 from engine.errors import EngineError
 from engine.experiment.orphans import end_orphans
 from engine.experiment.outcome import Outcome, judge
+from engine.experiment.output import limit_of
 from engine.experiment.process import Ended, Script, environment_of
-from engine.experiment.protocol import MARK, result_in
+from engine.experiment.protocol import MARK, result_in, result_of
 from engine.experiment.read import Experiment
 from engine.experiment.system import joined
 from engine.files import write_whole
@@ -57,14 +58,22 @@ def run_once(
     started = time.monotonic()
     output = jobs / f"{number}.out"
     command = [*experiment.command, str(job_file)]
+    result: list[float] | None = None
+
+    def hear(line: str) -> None:
+        nonlocal result  # of a long output the file that is kept may lack it
+        result = result_of(line) or result
+        echo(line)
+
     if experiment.resource == "passive":
         echo(f"run this, then type the result: {joined(command)}\n")
         _write(output, f"{MARK}{ask('result: ')}\n")
         ended = Ended(0)
     else:
-        ended = _run(command, experiment, jobs / str(number), echo)
-    with output.open(encoding="utf-8", errors="replace") as lines:
-        result = result_in(lines)
+        ended = _run(command, experiment, jobs / str(number), hear)
+    if result is None:
+        with output.open(encoding="utf-8", errors="replace") as lines:
+            result = result_in(lines)
     status = judge(ended, result)
     if status.startswith("failed: the result is not finite"):
         result = None
@@ -85,23 +94,21 @@ def _run(
         environment_of(experiment.resource, experiment.environment, variables),
         job.with_suffix(".out"),
         exit_file := job.with_suffix(".exit"),
+        limit_of(arguments := experiment.data.get("resource_args", {})),
     )
-    timeout = experiment.data.get("resource_args", {}).get("timeout")
+    timeout = arguments.get("timeout")
     started = time.monotonic()
     try:
         while (ended := script.poll()) is None:
             if timeout is not None and time.monotonic() - started > timeout:
                 script.stop()
-                _tell(script, echo)
+                _tell_rest(script, echo)
                 return Ended(None, f"it did not end within {timeout:g} s")
             if not _tell(script, echo):
                 script.wait()
         if ended.error is not None:
             raise EngineError(f"{command[0]}: {ended.error}")
-        while _tell(script, echo):
-            pass
-        for line in script.lines(rest=True):
-            echo(line)
+        _tell_rest(script, echo)
         return ended
     except BaseException:
         script.stop()
@@ -117,6 +124,14 @@ def _tell(script: Script, echo: Callable[[str], object]) -> bool:
     for line in lines:
         echo(line)
     return bool(lines)
+
+
+def _tell_rest(script: Script, echo: Callable[[str], object]) -> None:
+    """Pass on what a script that has ended printed last."""
+    while _tell(script, echo):
+        pass
+    for line in script.lines(rest=True):
+        echo(line)
 
 
 def _reserve(jobs: Path) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from engine.errors import EngineError
 from engine.experiment import system
 from engine.experiment.orphans import end_orphan, process_file
+from engine.experiment.output import Output
 from engine.files.job import mark_in
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -28,8 +29,6 @@ _UNWRITTEN = 3
 GRACE = 5.0
 #: Seconds between two looks at a script that runs.
 PAUSE = 0.03
-#: Bytes of output that are read at a time: a script may print faster than anything reads it.
-_BYTES = 1 << 20
 
 
 class Ended(NamedTuple):
@@ -52,6 +51,7 @@ class Script:
         environment: all of its environment variables.
         output: the file for what it prints, standard error included.
         exit_file: the file for its exit code.
+        limit: bytes of its output that are kept; None: all.
 
     Raises:
         EngineError: no process can be started, or a file cannot be written.
@@ -64,6 +64,7 @@ class Script:
         environment: Mapping[str, str],
         output: Path,
         exit_file: Path,
+        limit: int | None = None,
     ) -> None:
         self.command = tuple(command)
         self._exit_file = exit_file
@@ -82,10 +83,9 @@ class Script:
                     stderr=subprocess.STDOUT,
                     **_out_of_reach(),
                 )
-            self._log = output.open("rb")
+            self._printed = Output(output, limit)
         except OSError as error:
             raise EngineError(f"{command[0]} cannot be started: {error}") from error
-        self._partial = b""
 
     def poll(self) -> Ended | None:
         """Return how the script ended, None while it runs."""
@@ -105,14 +105,8 @@ class Script:
             self._guard.wait(timeout=seconds)
 
     def lines(self, *, rest: bool = False) -> list[str]:
-        """Return complete lines printed since the last call; ``rest``: all, an unfinished one, too.
-
-        Bytes that are not UTF-8 are replaced, and lines end in a newline on every system.
-        """
-        text = self._partial + self._log.read(-1 if rest else _BYTES)
-        complete, self._partial = (text, b"") if rest else _at_last_newline(text)
-        lines = complete.decode("utf-8", errors="replace").replace("\r\n", "\n")
-        return lines.splitlines(keepends=True)
+        """Return complete lines printed since the last call; see :meth:`Output.lines`."""
+        return self._printed.lines(rest=rest)
 
     def terminate(self) -> None:
         """Ask the script to end, politely; :meth:`stop` waits until it has."""
@@ -130,9 +124,10 @@ class Script:
         self.poll()
 
     def close(self) -> None:
-        """Let go of the output file, and of the script if it still runs."""
+        """Let go of the output file, cut to its limit, and of the script if it still runs."""
+        ended = self._guard.poll() is not None
         self.terminate()
-        self._log.close()
+        self._printed.close(ended=ended)
 
 
 def _out_of_reach() -> dict[str, Any]:
@@ -169,8 +164,3 @@ def environment_of(
     base = {**system.printing(), **os.environ, "PYTHONUNBUFFERED": "1"}
     base["PATH"] = os.pathsep.join(path)
     return {**base, **hidden, **job, **extra}
-
-
-def _at_last_newline(text: bytes) -> tuple[bytes, bytes]:
-    place = text.rfind(b"\n") + 1
-    return text[:place], text[place:]

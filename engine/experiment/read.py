@@ -64,7 +64,7 @@ class Experiment(NamedTuple):
 
 
 def read_experiment(
-    path: str | os.PathLike[str] | Document, *, automatic: bool | None = None
+    path: str | os.PathLike[str] | Document, *, automatic: bool | None = None, runs: bool = True
 ) -> Experiment:
     """Return the experiment in a file, ready to run.
 
@@ -75,6 +75,8 @@ def read_experiment(
         path: the file, or what was read from it.
         automatic: True demands an automatic experiment; None takes the file for one when its
             compression holds a search space.
+        runs: whether it is to be run; else its folder may be one that is only read, and its script
+            may be gone.
 
     Raises:
         ConfigError: the file is wrong, or its script or folder cannot be used.
@@ -98,7 +100,7 @@ def read_experiment(
     except ConfigError as error:
         problems += error.problems
     notes: list[str] = []
-    command, folder = _runs(document, problems, notes)
+    command, folder = _runs(document, problems, notes, runs=runs)
     if problems or settings is None:
         raise ConfigError(sorted(problems, key=lambda each: each.line or 0), document.source)
     section = data["compression"] if search is not None else without_flags(data["compression"])
@@ -116,7 +118,9 @@ def read_experiment(
     )
 
 
-def _runs(document: Document, problems: list[Problem], notes: list[str]) -> tuple[list[str], Path]:
+def _runs(
+    document: Document, problems: list[Problem], notes: list[str], *, runs: bool
+) -> tuple[list[str], Path]:
     """Return what is run and where; what is wrong with that is added to ``problems``.
 
     What has been found before in one of these keys is not told again.
@@ -133,6 +137,8 @@ def _runs(document: Document, problems: list[Problem], notes: list[str]) -> tupl
         folder = (folder / data.get("workingdir", ".")).resolve()
         if not folder.is_dir():
             problems.append(document.problem(f"there is no folder {folder}", "/workingdir"))
+        elif not runs:
+            return [], folder
         elif not os.access(folder, os.W_OK | os.X_OK):
             message = f"the folder {folder} cannot be written"
             problems.append(document.problem(message, "/workingdir"))

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 #: Ranges and scales become float32.
 _LARGEST = torch.finfo(torch.float32).max
+#: Of what is computed in float32, on any device.
+_ROUNDING = 1e-5
 _GRID = ("scale", "zero_point", "qmin", "qmax", "range")
+_FIELDS = frozenset(("bits", "scheme", "group_size", *_GRID))
 
 
 def calibration_text(wrappers: Sequence[Wrapper]) -> str:
@@ -75,7 +78,7 @@ def load_calibration(quantizer: Quantizer, path: PathLike) -> None:
                 continue
             tensors = saved[wrapper.name]
             entry = tensors.get(kind.key) if isinstance(tensors, Mapping) else None
-            fault = _fault(entry, own[wrapper.name][kind.key])
+            fault = _fault(entry, own[wrapper.name][kind.key]) or _disagrees(entry, wrapper, kind)
             if fault:
                 faults.append(f'the {kind.key} of layer "{wrapper.name}": {fault}')
             elif entry is not None and entry.get("range") is not None:
@@ -111,6 +114,9 @@ def _set_range(wrapper: Wrapper, key: str, entry: Mapping[str, Any]) -> None:
 def _fault(entry: Any, own: Mapping[str, Any]) -> str:
     if not isinstance(entry, Mapping):
         return "the file has none"
+    unknown = [name for name in entry if name not in _FIELDS]
+    if unknown:
+        return f"it has a field {unknown[0]!r}, which there is none of"
     for name in ("bits", "scheme"):
         if entry.get(name) != own.get(name):
             return f"{name} {entry.get(name)} in the file, here {own.get(name)}"
@@ -122,6 +128,32 @@ def _fault(entry: Any, own: Mapping[str, Any]) -> str:
         if not _are_numbers([entry.get(name)], 1):
             return f"{name} is {entry.get(name)!r}, a number is needed"
     return "" if entry["scale"] > 0 else f"a scale of {entry['scale']}"
+
+
+def _disagrees(entry: Any, wrapper: Wrapper, kind: QuantType) -> str:
+    """Return how an entry contradicts itself: its grid is said twice, which shows damage."""
+    if entry.get("range") is None:
+        return ""
+    grid = wrapper.grids.get(kind.key)
+    if grid is not None:
+        ends = (torch.tensor(float(end)) for end in entry["range"])
+        scale, zero_point = map(float, grid.scheme.parameters(*ends))
+        if abs(scale - entry["scale"]) > _ROUNDING * scale or zero_point != entry["zero_point"]:
+            return (
+                f"range {entry['range']} makes scale {scale:g} and zero_point {zero_point:g}, "
+                f"the file has {entry['scale']:g} and {entry['zero_point']:g}"
+            )
+        for name in ("qmin", "qmax"):
+            own = getattr(grid.scheme, name)
+            if entry[name] != own:
+                return f"{name} {entry[name]} in the file, here {own}"
+    else:
+        made = [entry["scale"] * (entry[q] - entry["zero_point"]) for q in ("qmin", "qmax")]
+        width = entry["scale"] * (entry["qmax"] - entry["qmin"])
+        off = [abs(ours - end) for ours, end in zip(made, entry["range"], strict=True)]
+        if max(off) > _ROUNDING * abs(width):
+            return f"scale and zero_point make a range of {made}, the file has {entry['range']}"
+    return ""
 
 
 def _are_numbers(values: Any, count: int) -> bool:

@@ -87,6 +87,12 @@ def compare_file(path: Path, samples: Sequence[Sample], weights: int, compare: s
         warnings.warn(f"the ONNX file was not compared with the model: {line}", stacklevel=6)
         return
     if run is None:
+        warnings.warn(
+            "the ONNX file was not compared with the model: ONNX Runtime is not installed, and "
+            f"onnx's own evaluator is too slow for {weights:,} weights\n"
+            '  pip install onnxruntime, or compare="no"',
+            stacklevel=6,
+        )
         return
     fault = next((text for sample in samples if (text := _fault(run, sample))), "")
     if not fault:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from engine.attach.computed import plain_copy
+from engine.attach.parametrized import is_parametrized, refusal
 from engine.errors import ExportError
 from engine.export.calibration_file import calibration_text
 from engine.export.comparison import Sample, sample_of
@@ -48,20 +50,22 @@ def export_pruned(
     _needs_path(model_path)
     require_attached(pruner)
     warn_without_masks(pruner)
+    model = plain_copy(pruner.bound_model)
     # By identity, since a shared parameter has several keys.
     masked: dict[int, Tensor] = {}
     for wrapper in pruner.wrappers:
-        for name, parameter in (("weight", wrapper.weight), ("bias", wrapper.bias)):
-            mask = wrapper.mask(name)
+        layer = model.get_submodule(wrapper.name)
+        for name in ("weight", "bias"):
+            parameter, mask = layer._parameters.get(name), wrapper.mask(name)
             if parameter is not None and mask is not None:
                 masked[id(parameter)] = parameter.detach() * mask
     state = {
         key: masked.get(id(value), value.detach() if isinstance(value, Tensor) else value)
-        for key, value in pruner.bound_model.state_dict(keep_vars=True).items()
+        for key, value in model.state_dict(keep_vars=True).items()
     }
     if onnx_path is not None:
         example = onnx_example(pruner, input_shape, device)
-        export_onnx(pruner.bound_model, onnx_path, example, device, options)
+        export_onnx(model, onnx_path, example, device, options)
     if mask_path is not None:
         save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
     save_tensors(model_path, state)
@@ -84,12 +88,16 @@ def export_quantized(
     if calibration_path is not None or onnx_path is not None:
         require_ranges(quantizer)
     packed = packed_weights(quantizer.wrappers)
-    rest = {
-        key: value for key, value in quantizer.bound_model.state_dict().items() if key not in packed
-    }
+    model = plain_copy(quantizer.bound_model)
+    rest = {key: value for key, value in model.state_dict().items() if key not in packed}
     # Reading the weights above has brought their grids up to date.
     text = calibration_text(quantizer.wrappers)
     placements = []
+    if onnx_path is not None and model is not quantizer.bound_model:
+        raise ExportError(
+            "an ONNX file of integers is made of plain weights, and "
+            + "; ".join(refusal(w.name) for w in quantizer.wrappers if is_parametrized(w.module))
+        )
     if onnx_path is not None:
         placements = _export_integers(quantizer, onnx_path, input_shape, device, batches, options)
     if calibration_path is not None:

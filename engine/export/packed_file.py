@@ -19,17 +19,21 @@ from torch import Tensor, nn
 
 from engine.attach.computed import Stage, is_computed
 from engine.attach.layout import Layout
+from engine.attach.parametrized import only_looking
 from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
 from engine.files import PathLike, load_tensors, save_tensors, write_whole
 from engine.files.digest import FIELD, sign_safetensors, verify
+from engine.files.plain import says
 from engine.files.read_back import require_same
 from engine.quantization.layer_grids import begun
 from engine.quantization.quant_types import QuantType, bits_of, quant_types_of
 
 _FORMAT = "engine.quantized"
 _VERSION = 1
+#: What the metadata of a safetensors file may hold.
+_FACTS = frozenset(("format", "version", "quantized", "aliases", *FIELD))
 _SUFFIX = ".safetensors"
 _PARTS = ("codes", "present", "table", "scale", "zero_point")
 
@@ -70,9 +74,9 @@ def load_quantized(model: nn.Module, path: PathLike) -> nn.Module:
     from engine.attach.checkpoint import load_model
 
     saved = _read_safetensors(path) if Path(path).suffix == _SUFFIX else load_tensors(path)
-    if not isinstance(saved, Mapping) or saved.get("format") != _FORMAT:
+    if not isinstance(saved, Mapping) or not says(saved.get("format"), _FORMAT):
         raise CheckpointError(f"{path} is not a quantized model written by export_model")
-    if saved.get("version") != _VERSION:
+    if not says(saved.get("version"), _VERSION):
         raise CheckpointError(
             f"{path} has version {saved.get('version')}, this engine reads version {_VERSION}"
         )
@@ -99,7 +103,7 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
             continue
         if not is_computed(wrapper.module, Stage.QUANTIZE):
             raise ExportError("call compress() before a quantized model is exported")
-        with torch.no_grad(), begun(wrapper):
+        with torch.no_grad(), begun(wrapper), only_looking(wrapper.module):
             weight = wrapper.module.weight
         assert isinstance(weight, Tensor)
         if wrapper.weight is not None and not bool(wrapper.weight.isfinite().all()):
@@ -208,6 +212,8 @@ def _read_safetensors(path: PathLike) -> dict[str, Any]:
         with safe_open(str(path), "pt") as stream:
             facts = stream.metadata() or {}
             rest = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        if unknown := set(facts) - _FACTS:
+            raise ValueError(f"its metadata has {sorted(unknown)[0]!r}, which there is none of")
         plain = json.loads(facts.get("quantized", "{}"))
         aliases = json.loads(facts.get("aliases", "{}"))
         version = int(facts.get("version", 0))

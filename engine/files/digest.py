@@ -2,16 +2,18 @@
 
 A file of ``torch.save`` is a zip archive, which may end in a comment: there the SHA-256 of all that
 comes before it stands, and whoever else reads the file does not see it. In a safetensors file it is
-a field of the metadata, whose own 64 characters count as zeros. Files without one, such as those of
-versions before, are read as they are.
+a field of the metadata, whose own 64 characters count as zeros; in a file of JSON it is a field.
+Files without one, such as those of versions before, are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from engine.errors import CheckpointError
 
@@ -77,6 +79,12 @@ def verify(path: Path) -> None:
             stated = stream.read(_HEX)
             if stated != _NONE.encode():
                 _refuse_other(path, _with_zeros(stream, place), stated)
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """Return the digest that a file of JSON keeps beside its other fields, as ``sha256``."""
+    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_other(path: Path, found: str, stated: bytes) -> None:

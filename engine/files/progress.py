@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 from engine.errors import CheckpointError
 from engine.files import write_whole
+from engine.files.digest import digest_of
+from engine.files.plain import says
 
-_FORMAT = 1
+_FORMAT = 2
+#: Of versions before: without a digest.
+_UNSIGNED = 1
 
 
 class Words(NamedTuple):
@@ -46,7 +50,7 @@ class ProgressFile:
     def write(self, content: Mapping[str, Any]) -> None:
         """Write the file, whole or not at all."""
         document = {"format": _FORMAT, "settings": self._settings, **content}
-        text = json.dumps(document, indent=1) + "\n"
+        text = json.dumps({**document, "sha256": digest_of(document)}, indent=1) + "\n"
         write_whole(self._path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def read(self) -> dict[str, Any] | None:
@@ -63,7 +67,7 @@ class ProgressFile:
             differing = [key for key in self._settings if settings.get(key) != self._settings[key]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.damaged(error) from error
-        if known != _FORMAT:
+        if not says(known, _FORMAT) and not says(known, _UNSIGNED):
             raise CheckpointError(f"{self._path} has format {known!r}; this engine reads {_FORMAT}")
         if differing:
             now = self._settings
@@ -74,6 +78,9 @@ class ProgressFile:
             first = f"{self._path} belongs to {self._words.other}"
             raise CheckpointError("\n".join([first, *lines, f"  {self._words.foreign}"]))
         assert isinstance(document, dict)
+        stated = document.pop("sha256", None)
+        if known == _FORMAT and stated != digest_of(document):
+            raise self.damaged(ValueError("it is not what was written (SHA-256 differs)"))
         return document
 
     def damaged(self, error: Exception) -> CheckpointError:

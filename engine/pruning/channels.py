@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from engine.attach.layout import ELEMENTWISE, Layout, layout_of, output_axis
+from engine.attach.parametrized import own_weight
 
 
 class Channels:
@@ -25,7 +26,7 @@ class Channels:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        weight = module._parameters.get("weight")
+        weight = own_weight(module)
         layout = layout_of(module)
         if layout is None or weight is None:
             raise TypeError(

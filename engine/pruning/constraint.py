@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.attach.parametrized import is_parametrized, refusal
 from engine.attach.wrapper import Wrapper
-from engine.errors import ConfigError, PluginError, Problem
+from engine.errors import ConfigError, EngineError, PluginError, Problem
 from engine.hookspecs import hookimpl
 from engine.plugins.blame import describe
 from engine.pruning.bound import Group, bound_groups
@@ -77,6 +78,9 @@ class GroupConstraint:
                 "give the pruner dummy_input=: a tensor, a tuple, or a dict of keyword arguments",
             )
             raise ConfigError([problem], type(compressor).__name__)
+        for wrapper in compressor.wrappers:
+            if is_parametrized(wrapper.module):
+                raise EngineError(f"{self.name}: {refusal(wrapper.name)}")
         self._pruner = compressor
         self.model = model
         self.example = args, kwargs = arguments_of(example)

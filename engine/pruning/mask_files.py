@@ -122,4 +122,6 @@ def _checked(masks: Any, fault: str) -> Masks:
 
 
 def _holds_zeros_and_ones(mask: Any) -> bool:
-    return isinstance(mask, Tensor) and bool(((mask == 0) | (mask == 1)).all())
+    if not isinstance(mask, Tensor) or mask.is_meta or mask.layout != torch.strided:
+        return False
+    return bool(((mask == 0) | (mask == 1)).all())

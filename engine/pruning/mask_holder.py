@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from engine.attach.checkpoint import load_model
 from engine.attach.compressor import Compressor
+from engine.attach.computed import make_parameter
+from engine.attach.parametrized import is_parametrized
 from engine.attach.wrapper import Wrapper
 from engine.calibration import Calibrated
 from engine.errors import PluginError
@@ -25,6 +27,8 @@ from engine.plugins.blame import Verify, at_fault
 from engine.plugins.stack import Stack, describe
 from engine.pruning.masking import (
     Asked,
+    MaskedGradients,
+    MasksInPlace,
     NewMasks,
     agree_between_processes,
     calculated,
@@ -50,11 +54,16 @@ class MaskHolder(Compressor):
         one_shot: a mask stands until the asked sparsity changes. Otherwise ``calc_mask`` is called
             after every optimizer step.
         straight_through: keep the dense weights beneath the mask, see the module's docstring.
+        dense_gradients: whether gradients of removed weights are left as backward makes them. None:
+            they are where masks are made anew after every step, or are soft; where a mask stands
+            (``one_shot``) they are zero, and no norm of gradients counts them. Where any plugin of
+            a stack says True, they are left.
     """
 
     kind = "pruning"
     one_shot: ClassVar[bool] = False
     straight_through: ClassVar[bool] = False
+    dense_gradients: ClassVar[bool | None] = None
     #: Let layers that are bound together lose the same filters; an argument of filter pruners.
     dependency_aware: bool = False
 
@@ -63,6 +72,7 @@ class MaskHolder(Compressor):
         self._due = True
         self._trained = False
         self._epochs_told = 0
+        self._in_place = MasksInPlace()
         self._tied = tied_layers(self.wrappers, describe(self))
         #: Parameters of other layers that are masked with the filters before them.
         self.companions: list[Companion] = []
@@ -92,7 +102,8 @@ class MaskHolder(Compressor):
         back, so that the model is exactly as it was found; weights that were replaced in between
         are left alone. After training, or with ``bake=True``,
         masked weights stay zero (``straight_through`` pruners have dense weights to give back, and
-        do unless ``bake=True``).
+        do unless ``bake=True``; so it is where parametrizations of PyTorch's compute the weight,
+        which then becomes a plain parameter).
         """
         if bake:
             self._bake()
@@ -152,7 +163,6 @@ class MaskHolder(Compressor):
         if fresh:
             self._tell("masks_updated", self)
 
-    @torch.no_grad()
     def apply_masks(self) -> None:
         """Multiply the masks into the parameters, in place, all at once.
 
@@ -161,32 +171,20 @@ class MaskHolder(Compressor):
         Where masks are soft (``straight_through``) the layer computes its masked weight; biases and
         what is masked along with filters, such as norms, are masked in place there, too.
         """
-        parameters: list[Tensor] = []
-        masks: list[Tensor] = []
-        in_place = ("bias",) if self.straight_through else ("weight", "bias")
-        for wrapper in self.wrappers:
-            own = wrapper.module._parameters
-            for name in in_place:
-                mask = wrapper.mask(name)
-                if mask is not None:
-                    parameters.append(own[name])  # type: ignore[arg-type]
-                    masks.append(mask)
-        for companion in self.companions:
-            parameter, mask = companion.parameter, companion.mask
-            if parameter is not None and mask is not None:
-                parameters.append(parameter)
-                masks.append(mask)
-        spared = self._hooks.spared if self._hooks is not None else ()
-        if spared:
-            kept = [n for n, parameter in enumerate(parameters) if id(parameter) not in spared]
-            parameters, masks = [parameters[n] for n in kept], [masks[n] for n in kept]
+        in_place = self._in_place
+        in_place.update(self.wrappers, self._masked_in_place, self.companions)
+        values, masks = in_place.values, in_place.masks
+        if self._hooks is not None and self._hooks.spared:
+            spared = self._hooks.spared
+            kept = [n for n, p in enumerate(in_place.parameters) if id(p) not in spared]
+            values, masks = [values[n] for n in kept], [masks[n] for n in kept]
         if not masks:
             return
         if self._trained:
-            torch._foreach_mul_(parameters, masks)
+            torch._foreach_mul_(values, masks)
             return
-        with self._changes.noting(parameters):
-            torch._foreach_mul_(parameters, masks)
+        with self._changes.noting(in_place.parameters):
+            torch._foreach_mul_(values, masks)
 
     def _calibrated(self, stack: Stack, asked: Sequence[Asked]) -> list[NewMasks]:
         """Return what a one-shot algorithm makes of the layers, given batches."""
@@ -241,9 +239,29 @@ class MaskHolder(Compressor):
     def _attach(self, stack: Stack) -> None:
         self._tied = tied_layers(self.wrappers, describe(self))
         hold(self.wrappers, describe(self), straight_through=self.straight_through)
+        self._in_place.clear()
+        if not self._leaves_gradients(stack):
+            self._in_place.gradients = MaskedGradients()
 
     def _detach(self) -> None:
         let_go(self.wrappers)
+        self._in_place.clear()
+
+    @property
+    def _masked_in_place(self) -> tuple[str, ...]:
+        return ("bias",) if self.straight_through else ("weight", "bias")
+
+    def _leaves_gradients(self, stack: Stack) -> bool:
+        if self.straight_through or any(
+            getattr(plugin, "dense_gradients", None) for plugin in stack.plugins
+        ):
+            return True
+        provider = stack.provider("calc_mask")
+        stated = getattr(provider, "dense_gradients", None)
+        return not getattr(provider, "one_shot", False) if stated is None else bool(stated)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_in_place": MasksInPlace()}
 
     def _optimizer_stepped(self) -> None:
         if not self._trained:
@@ -281,5 +299,9 @@ class MaskHolder(Compressor):
     def _bake(self) -> None:
         for wrapper in self.wrappers:
             mask = wrapper.mask("weight")
-            if self._stack is not None and mask is not None:
+            if self._stack is None or mask is None:
+                continue
+            if is_parametrized(wrapper.module):
+                make_parameter(wrapper.module, wrapper.weight * mask)
+            else:
                 wrapper.weight.mul_(mask)

@@ -37,6 +37,7 @@ class Schedule(Pruner):
 
     #: The argument that names the pruner inside, for a class without a schema.
     base_argument: ClassVar[str] = "pruning_algorithm"
+    reads_weights = True  # as its pruner does
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class Schedule(Pruner):
         )
         self.default_op_types = self.base.default_op_types  # type: ignore[misc]
         self.straight_through = self.base.straight_through  # type: ignore[misc]
+        self.reads_weights = self.reads_weights and self.base.reads_weights  # type: ignore[misc]
         return composed.entries, composed.arguments
 
     def _participants(self) -> Iterable[Compressor]:

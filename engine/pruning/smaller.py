@@ -12,6 +12,7 @@ from torch import nn
 
 from engine import speedup
 from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.attach.parametrized import is_parametrized, refusal
 from engine.pruning.mask_holder import MaskHolder
 from engine.pruning.masking import MaskedWeight
 
@@ -27,6 +28,11 @@ def smaller(
     if pruner._stack is None:
         raise speedup.SpeedupError("call compress() first: there are no masks")
     for wrapper in pruner.wrappers:
+        if is_parametrized(wrapper.module):
+            raise speedup.SpeedupError(
+                f"{refusal(wrapper.name)}\n"
+                "  with it, engine.speedup.speedup(model, dummy_input) makes the model smaller"
+            )
         if is_computed(wrapper.module, Stage.QUANTIZE):
             raise speedup.SpeedupError(
                 f'layer "{wrapper.name}" is quantized: speed up before quantizing'

@@ -34,8 +34,9 @@ def norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
         layout = layout_of(layer) if isinstance(layer, _FOLDABLE) else None
         if layout is None or layout.groups != 1 or not is_foldable(following):
             continue
-        weight = layer._parameters["weight"]
-        assert weight is not None
+        weight = layer._parameters.get("weight")
+        if weight is None:  # computed by parametrizations
+            continue
         if following.num_features == layout.count(weight.shape):
             pairs[layer] = following
     return pairs

@@ -37,7 +37,7 @@ class LearningQuantizer(Quantizer):
             for quant_type in quant_types_of(wrapper):
                 key = quant_type.key
                 scheme = scheme_of(wrapper, quant_type, "per_tensor_symmetric")
-                weight = wrapper.module._parameters.get("weight")
+                weight = wrapper.own("weight")
                 shape = torch.Size() if weight is None else scheme.scale_shape(weight.shape)
                 if scheme.split > 1:
                     wrapper.__dict__["weight_scheme"] = scheme

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.attach.parametrized import is_parametrized
 from engine.attach.wrapper import Wrapper
 from engine.errors import PluginError
 from engine.plugins.stack import Stack, describe
@@ -61,7 +62,8 @@ class QuantizedLayers:
         for module in self.computed:
             plain_weight(module, Stage.QUANTIZE)
             masked_by = module.__dict__.get(MASKED_BY)
-            if masked_by is not None and not masked_by.straight_through:
+            soft = masked_by is not None and masked_by.straight_through
+            if masked_by is not None and not (soft or is_parametrized(module)):
                 plain_weight(module, Stage.MASK)
         self._handles.clear()
         self.computed.clear()

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.attach.compressor import Compressor
+from engine.attach.computed import make_parameter
 from engine.attach.door import exports
+from engine.attach.parametrized import is_parametrized, only_looking
 from engine.attach.wrapper import Wrapper
 from engine.calibration import Calibrated
 from engine.errors import ConfigError, Problem, nearest
@@ -137,12 +139,15 @@ class Quantizer(Compressor):
         if bake:
             # All are read before any is written: layers may share a weight.
             baked = [
-                (wrapper.weight, self._quantized_weight(wrapper))
+                (wrapper, self._quantized_weight(wrapper))
                 for wrapper in self.wrappers
                 if wrapper.module in self._layers.computed
             ]
-            for parameter, value in baked:
-                parameter.copy_(value)
+            for wrapper, value in baked:
+                if is_parametrized(wrapper.module):
+                    make_parameter(wrapper.module, value)
+                else:
+                    wrapper.weight.copy_(value)
         for wrapper in self.wrappers:
             for grid in wrapper.grids.values():
                 grid.release()
@@ -290,7 +295,8 @@ class Quantizer(Compressor):
         self._layers.detach()
 
     def _quantized_weight(self, wrapper: Wrapper) -> Tensor:
-        weight = wrapper.module.weight
+        with only_looking(wrapper.module):
+            weight = wrapper.module.weight
         assert isinstance(weight, Tensor)
         return weight
 

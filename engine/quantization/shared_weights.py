@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from engine.attach.parametrized import source_of
 from engine.attach.wrapper import Wrapper
 from engine.quantization.quant_types import QuantType, quant_types_of
 
@@ -16,11 +17,11 @@ def half_shared(model: nn.Module, wrappers: Sequence[Wrapper]) -> list[tuple[str
     No file holds both: a tied head and its embedding are one entry of it.
     """
     quantized = [w for w in wrappers if QuantType.WEIGHT in quant_types_of(w)]
-    by_weight = {id(w.weight): w for w in quantized}
+    by_weight = {id(source_of(w.module)): w for w in quantized}
     modules = {id(w.module) for w in quantized}
     found = []
     for name, module in model.named_modules():
-        parameter = module._parameters.get("weight")
+        parameter = source_of(module)
         wrapper = None if parameter is None else by_weight.get(id(parameter))
         if wrapper is not None and id(module) not in modules:
             found.append((wrapper.name, name))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.attach.checkpoint import load_model
 from engine.errors import CheckpointError, nearest
 from engine.files import PathLike, load_tensors, save_tensors
+from engine.files.plain import says
 from engine.speedup.attention import PrunedMultiheadAttention, shrink_attention
 from engine.speedup.rewrite import Snapshot
 from engine.speedup.widen import hook, places_of
@@ -108,9 +109,9 @@ def load_compressed(model: nn.Module, path: PathLike) -> nn.Module:
         CheckpointError: the file is no such file, or does not fit the model, which is unchanged.
     """
     held: Any = load_tensors(path)
-    if not isinstance(held, Mapping) or held.get("format") != _FORMAT:
+    if not isinstance(held, Mapping) or not says(held.get("format"), _FORMAT):
         raise CheckpointError(f"{path} was not written by save_compressed")
-    if held.get("version") != _VERSION:
+    if not says(held.get("version"), _VERSION):
         raise CheckpointError(f"{path} has version {held.get('version')}, this engine reads 1")
     snapshot = Snapshot(model)
     try:

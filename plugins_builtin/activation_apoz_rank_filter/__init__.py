@@ -14,6 +14,8 @@ from engine.pruning import ActivationFilterPruner
 class ActivationAPoZRankFilterPruner(ActivationFilterPruner):
     """Removes the filters whose activation is zero most often."""
 
+    reads_weights = True
+
     def activation_statistic(self, activation: Tensor) -> Tensor:
         """Return ``1 - APoZ``: the fraction of samples in which each filter is active."""
         return (activation != 0).float().mean(dim=1)

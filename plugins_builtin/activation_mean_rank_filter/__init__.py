@@ -14,6 +14,8 @@ from engine.pruning import ActivationFilterPruner
 class ActivationMeanRankFilterPruner(ActivationFilterPruner):
     """Removes the filters whose activation is smallest on average."""
 
+    reads_weights = True
+
     def activation_statistic(self, activation: Tensor) -> Tensor:
         """Return the mean activation of each filter."""
         return activation.float().mean(dim=1)

@@ -29,6 +29,8 @@ class DoReFaQuantizer(Quantizer):
     1, and whatever the bits, nearly all activations become 0 or 1.
     """
 
+    reads_weights = True
+
     quant_grad = None
 
     def quantize_weight(self, weight: Tensor, wrapper: Wrapper) -> Tensor:

@@ -16,6 +16,8 @@ from engine.pruning import Channels, FilterPruner, wide
 class FPGMPruner(FilterPruner):
     """Removes the filters nearest the geometric median: the others can stand in for them."""
 
+    reads_weights = True
+
     def filter_importance(self, wrapper: Wrapper, channels: Channels) -> Tensor:
         """Return ``sum_j ||F_i - F_j||_2`` over the filters j that are not removed yet (eq. 7)."""
         filters = wide(channels.rows(wrapper.weight.detach())).contiguous()

@@ -15,6 +15,8 @@ from engine.pruning import prune_count, smallest_removed
 class LevelPruner(Pruner):
     """Removes the ``int(n * sparsity)`` smallest of each layer's n weights, removed ones first."""
 
+    reads_weights = True
+
     one_shot = True
 
     def calc_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ class LSQQuantizer(LearningQuantizer):
     says otherwise.
     """
 
+    reads_weights = True
+
     def begin(
         self, tensor: Tensor, like: Tensor, quant_type: QuantType, qmin: int, qmax: int
     ) -> tuple[Tensor, Tensor]:

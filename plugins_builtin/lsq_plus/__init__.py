@@ -20,6 +20,8 @@ class LSQPlusQuantizer(LearningQuantizer):
     The offset counts as a whole number of steps, so that zero stays on the grid.
     """
 
+    reads_weights = True
+
     def learns_offset(self, quant_type: QuantType) -> bool:
         """Return True for activations."""
         return quant_type != QuantType.WEIGHT

@@ -13,6 +13,8 @@ from engine.quantization import keep_grid, scheme_of
 class NaiveQuantizer(Quantizer):
     """Rounds each weight to ``S q``, S = max|w| / (2^(b-1) - 1); no training is needed."""
 
+    reads_weights = True
+
     quant_grad = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

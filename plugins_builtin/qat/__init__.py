@@ -25,6 +25,8 @@ class QAT_Quantizer(Quantizer):
     range passes unchanged.
     """
 
+    reads_weights = True
+
     quant_grad = None
     ema_decay: float
     fold_batch_norm: str

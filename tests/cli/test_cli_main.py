@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -76,6 +77,25 @@ def test_listing_imports_no_jsonschema_and_neither_does_validating_what_is_right
     for command in (["list-algorithms"], ["validate", "c.yaml"]):
         done = process(*command, code="; print('jsonschema' in sys.modules)")
         assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="interrupts are no signals there")
+def test_an_interruption_while_the_command_is_imported_is_no_traceback():
+    code = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, *arguments):
+        if name == "engine.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from engine.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_reader_that_stops_reading_is_no_error():

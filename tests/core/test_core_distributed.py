@@ -25,7 +25,9 @@ def worker(rank: int, file: str, results) -> None:
         }.items():
             torch.manual_seed(0)
             model = ConvNet()
-            parallel = torch.nn.parallel.DistributedDataParallel(model)
+            parallel = torch.nn.parallel.DistributedDataParallel(
+                model, gradient_as_bucket_view=name == "agp"
+            )
             optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.05, weight_decay=0.1)
             pruner = make(model, optimizer)
             pruner.compress()
@@ -37,6 +39,11 @@ def worker(rank: int, file: str, results) -> None:
             report[name] = [
                 (w.weight_mask.flatten().tolist(), w.weight.detach().flatten().tolist())
                 for w in pruner.get_modules_wrapper()
+            ]
+            optimizer.zero_grad()
+            parallel(images(seed=rank)).square().sum().backward()
+            report[f"{name} gradients"] = [
+                w.weight.grad.flatten().tolist() for w in pruner.get_modules_wrapper()
             ]
             if name == "activation":
                 report["statistics"] = [w.statistic.tolist() for w in pruner.get_modules_wrapper()]
@@ -56,3 +63,8 @@ def test_masks_are_equal_in_all_processes(tmp_path):
         assert all(0 < sum(mask) < len(mask) for mask in masks)
         for mask, weight in reports[0][name]:
             assert all(w == 0 for m, w in zip(mask, weight, strict=True) if m == 0)
+        gradients = reports[0][f"{name} gradients"]
+        assert gradients == reports[1][f"{name} gradients"]
+        for mask, gradient in zip(masks, gradients, strict=True):
+            assert all(g == 0 for m, g in zip(mask, gradient, strict=True) if m == 0)
+            assert any(gradient)

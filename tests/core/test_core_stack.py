@@ -231,7 +231,10 @@ def test_a_step_hook_sees_weights_before_masks_are_applied():
         def step(self):
             seen.append(zeros(model[0].weight))
 
-    model, _ = prune(Watcher())
+    class Dense(LevelPruner):
+        dense_gradients = True
+
+    model, _ = prune(Watcher(), cls=Dense)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     train_step(model, optimizer, torch.randn(2, 8))
     assert seen[0] < 40

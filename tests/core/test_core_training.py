@@ -237,5 +237,5 @@ def test_two_pruners_on_layers_of_one_model():
         assert_masked(second)
     first.unwrap()
     train_step(model, optimizer, torch.randn(5, 8))
-    assert zeros(model[0].weight) == 0
+    assert model[0].weight[model[0].weight.grad != 0].all()
     assert_masked(second)

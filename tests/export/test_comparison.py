@@ -11,7 +11,7 @@ from torch import nn
 
 from engine import ExportError
 from engine.algorithms import L1FilterPruner, PTQQuantizer
-from engine.export import integer_bias, onnx_file
+from engine.export import comparison, integer_bias, onnx_file
 from engine.export.comparison import compare_file, sample_of
 
 
@@ -149,6 +149,28 @@ def test_without_onnxruntime_onnxs_own_evaluator_compares(monkeypatch, tmp_path)
     broken(monkeypatch, "scale")
     with pytest.raises(ExportError, match="computes something else"):
         quantizer.export_model(tmp_path / "m.pth", None, tmp_path / "m.onnx", [1, 2, 12])
+
+
+@pytest.mark.parametrize("compare", ["error", "warn", "no"])
+def test_a_large_model_that_nothing_can_run_is_said_not_to_be_compared(
+    monkeypatch, tmp_path, compare
+):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    hidden = lambda name: None if name == "onnxruntime" else find(name)  # noqa: E731
+    quantizer = perceptron()
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    monkeypatch.setattr(comparison, "_SMALL", 10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantizer.export_model(
+            tmp_path / "m.pth", None, tmp_path / "m.onnx", [1, 2, 12], compare=compare
+        )
+    said = [str(each.message) for each in caught if "not compared" in str(each.message)]
+    assert len(said) == (compare != "no")
+    assert all("pip install onnxruntime" in text for text in said)
+    assert (tmp_path / "m.onnx").exists()
 
 
 def test_compare_has_three_choices(tmp_path):

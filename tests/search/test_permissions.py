@@ -67,13 +67,16 @@ def test_what_is_forbidden_is_said_in_a_sentence(
     assert main(["run", str(file)]) == 0
 
 
-def test_a_folder_that_may_only_be_read_is_reported(experiment: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", [".", "test.exp", "train.py"])
+def test_a_folder_that_may_only_be_read_is_reported(
+    experiment: Make, tmp_path: Path, below: str
+) -> None:
     file = experiment(SCORE, n_samples=2)
     assert main(["run", str(file)]) == 0
     wanted = engine("report", str(file), "--json", "--no-files").stdout
     assert '"best": ' in wanted
-    folder = tmp_path / "test.exp"
-    folder.chmod(0o555)
+    folder = tmp_path / below
+    folder.chmod(0o555 if folder.is_dir() else 0o000)
     try:
         done = engine("report", str(file), "--json", "--no-files")
     finally:

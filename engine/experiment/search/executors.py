@@ -8,6 +8,7 @@ from typing import Protocol
 
 from engine.errors import EngineError
 from engine.experiment import Experiment, system
+from engine.experiment.output import limit_of
 from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.search.folder import JobFiles
 from engine.experiment.search.nodes import Nodes
@@ -97,6 +98,7 @@ class Local:
             environment_of(self._kind, self._experiment.environment, variables),
             job.output,
             job.exit,
+            limit_of(self._experiment.data.get("resource_args", {})),
         )
 
 

@@ -23,8 +23,10 @@ from engine.errors import EngineError
 from engine.experiment import Experiment
 from engine.experiment.search.plan import Plan
 from engine.files import write_whole
+from engine.files.digest import digest_of
 
 SUFFIX = ".exp"
+_KEPT = {"experiment", "plan", "shared"}
 
 
 class JobFiles(NamedTuple):
@@ -111,7 +113,8 @@ class Folder:
         held = self.read() if self.frozen.exists() else None
         if held is None or not any((self.root / "jobs").iterdir()):
             kept = held or {"experiment": data, "plan": plan.section}
-            text = json.dumps({**kept, "shared": shared}, indent=2)
+            kept = {**kept, "shared": shared}
+            text = json.dumps({**kept, "sha256": digest_of(kept)}, indent=2)
             write_whole(self.frozen, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         if held is None:
             return
@@ -133,6 +136,11 @@ class Folder:
             held = json.loads(self.frozen.read_text(encoding="utf-8"))
             if not isinstance(held["experiment"], dict) or not isinstance(held["plan"], dict):
                 raise KeyError("experiment")
+            if not isinstance(held["experiment"]["name"], str):
+                raise KeyError("name")
+            stated = held.pop("sha256", None)
+            if not set(held) <= _KEPT or stated not in (None, digest_of(held)):
+                raise ValueError("it is not what was written (SHA-256 differs)")
         except FileNotFoundError:
             raise EngineError(f"{self.root} is no experiment: it has no experiment.json") from None
         except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.experiment import Experiment
+from engine.experiment.output import limit_of
 from engine.experiment.process import Ended, Script, environment_of
 from engine.experiment.search.folder import JobFiles
 from engine.files.job import environment
@@ -58,6 +59,7 @@ class Nodes:
             environment_of("node", {}, environment(job.models, job.report, save_model=False)),
             job.output,
             job.exit,
+            limit_of(self._experiment.data.get("resource_args", {})),
         )
 
     def _there(self, below: str, job: JobFiles, beside: int) -> str:

@@ -41,7 +41,7 @@ def file_storage(path: Path) -> Any:
         event.listen(storage.engine, "connect", _without_fsync)
         storage.engine.dispose()
         return storage
-    except (sqlite3.Error, SQLAlchemyError, RuntimeError) as error:
+    except (sqlite3.Error, SQLAlchemyError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise EngineError(f"{path} cannot be used as a study: {first}") from error
 
@@ -66,7 +66,7 @@ def read_only_storage(path: Path) -> Any:
             file.backup(memory)
         kwargs = {"creator": lambda: memory, "poolclass": StaticPool}
         return RDBStorage("sqlite://", engine_kwargs=kwargs)
-    except (sqlite3.Error, SQLAlchemyError, RuntimeError) as error:
+    except (sqlite3.Error, SQLAlchemyError, RuntimeError, ValueError) as error:
         raise EngineError(f"{path} cannot be read: {_first_line(error)}") from error
 
 

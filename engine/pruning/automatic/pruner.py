@@ -40,6 +40,8 @@ class AutomaticPruner(PlannedPruner):
     ``reconstruction_batches`` beside any schedule's.
     """
 
+    reads_weights = False  # a plan is tried on the weights themselves
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._steps = 0

@@ -2,6 +2,7 @@
 
 from engine.pruning.masking.asked import fraction, in_config
 from engine.pruning.masking.checked import checked_masks
+from engine.pruning.masking.gradients import MaskedGradients
 from engine.pruning.masking.held import (
     MASKED_BY,
     MaskedWeight,
@@ -9,6 +10,7 @@ from engine.pruning.masking.held import (
     hold,
     let_go,
 )
+from engine.pruning.masking.in_place import MasksInPlace
 from engine.pruning.masking.one_shot import calibrated
 from engine.pruning.masking.round import Asked, NewMasks, calculated, put_in_place
 from engine.pruning.masking.tied import tied_layers
@@ -16,7 +18,9 @@ from engine.pruning.masking.tied import tied_layers
 __all__ = [
     "MASKED_BY",
     "Asked",
+    "MaskedGradients",
     "MaskedWeight",
+    "MasksInPlace",
     "NewMasks",
     "agree_between_processes",
     "calculated",

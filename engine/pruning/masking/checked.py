@@ -41,7 +41,7 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Ten
     for name, mask in masks.items():
         if mask is None:
             continue
-        parameter = wrapper.module._parameters.get(_PARAMETER_OF.get(name, ""))
+        parameter = wrapper.own(_PARAMETER_OF.get(name, ""))
         if parameter is None:
             raise fault(f"returned {name!r}, which the layer has no parameter for")
         if not isinstance(mask, Tensor):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.attach.computed import Stage, compute_weight, is_computed, plain_weight
+from engine.attach.parametrized import is_parametrized
 from engine.attach.wrapper import Wrapper
 from engine.errors import PluginError
 
@@ -61,7 +62,8 @@ def hold(wrappers: Sequence[Wrapper], plugin: str, *, straight_through: bool) ->
         if wrapper.weight_mask is None:
             wrapper.register_buffer("weight_mask", torch.ones_like(wrapper.weight.detach()))
         wrapper.__dict__["straight_through"] = straight_through
-        if straight_through or is_computed(wrapper.module, Stage.QUANTIZE):
+        computed = is_computed(wrapper.module, Stage.QUANTIZE) or is_parametrized(wrapper.module)
+        if straight_through or computed:
             compute_weight(wrapper.module, Stage.MASK, MaskedWeight(wrapper))
 
 

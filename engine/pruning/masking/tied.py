@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.attach.parametrized import source_of
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, Problem
 
@@ -25,7 +26,7 @@ def tied_layers(wrappers: Sequence[Wrapper], source: str) -> dict[int, Wrapper]:
     tied: dict[int, Wrapper] = {}
     problems = []
     for wrapper in wrappers:
-        owner = owners.setdefault(id(wrapper.weight), wrapper)
+        owner = owners.setdefault(id(source_of(wrapper.module)), wrapper)
         if owner is wrapper:
             continue
         tied[id(wrapper)] = owner
