@@ -25,6 +25,8 @@ from engine.export.exporter import Refused
 from engine.export.source import Source, SourceLayer
 from engine.quantization.form import AffineForm
 
+#: What ``expresses`` may say.
+EXPRESSES = ("kinds", "layers", "weights", "bits", "group_sizes", "activations", "example")
 _WORDS = {"pruning": "pruned", "quantization": "quantized"}
 
 

@@ -55,6 +55,11 @@ def perceptron(width: int = 64, depth: int = 3) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def linear_net(width: int = 64) -> nn.Sequential:
+    """Return two linear layers, with and without a bias, for inputs (..., width)."""
+    return nn.Sequential(nn.Linear(width, 32, bias=False), nn.GELU(), nn.Linear(32, 8))
+
+
 def language_model(
     layers: int = 1, *, tied: bool = True, kind: str = "llama", **settings: object
 ) -> tuple[nn.Module, dict[str, Tensor]]:

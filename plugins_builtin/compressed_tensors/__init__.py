@@ -1,4 +1,4 @@
-"""A folder that transformers and vLLM load: packed integers of a language model's layers."""
+"""A folder that transformers loads: packed integers of a language model's layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CompressedTensorsExporter(Exporter):
 
     Integers of linear layers lie in words of 32 bits, the first column in the lowest bits, beside
     their scales; what is not quantized is as it is. ``from_pretrained(folder)`` loads the model
-    where the package compressed-tensors is installed, and vLLM does. Tensors are written one by
+    where the package compressed-tensors is installed. Tensors are written one by
     one. A head that is tied to the embedding stays one with it.
 
     Args:
