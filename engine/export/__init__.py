@@ -9,7 +9,6 @@ from engine.export.compressed import (
 )
 from engine.export.deploy import Exported, export_to
 from engine.export.exporter import Exporter, Refused
-from engine.export.expressible import bits_of_form, scheme_name
 from engine.export.job_export import export_smaller, placed
 from engine.export.language_model import config_of, quietly, refused_model, refused_ties
 from engine.export.onnx_file import OnnxOptions, export_onnx
@@ -18,7 +17,7 @@ from engine.export.onnx_reader import onnx_reader
 from engine.export.packed import PackedWeight, pack, unpack
 from engine.export.packed_file import load_quantized
 from engine.export.safetensors_stream import write_safetensors
-from engine.export.source import Source, SourceLayer
+from engine.export.source import GridFacts, Source, SourceLayer
 from engine.files import PathLike
 from engine.pruning.mask_files import apply_masks, load_masks, masks_of
 from engine.quantization.placement import Placement
@@ -26,6 +25,7 @@ from engine.quantization.placement import Placement
 __all__ = [
     "Exported",
     "Exporter",
+    "GridFacts",
     "OnnxOptions",
     "PackedWeight",
     "PathLike",
@@ -34,7 +34,6 @@ __all__ = [
     "Source",
     "SourceLayer",
     "apply_masks",
-    "bits_of_form",
     "config_of",
     "explained_by_inputs",
     "explained_by_integers",
@@ -55,7 +54,6 @@ __all__ = [
     "refused_linear",
     "refused_model",
     "refused_ties",
-    "scheme_name",
     "unpack",
     "write_onnx_with",
     "write_safetensors",

@@ -23,7 +23,6 @@ from torch import nn
 from engine.errors import ExportError
 from engine.export.exporter import Refused
 from engine.export.source import Source, SourceLayer
-from engine.quantization.form import AffineForm
 
 #: What ``expresses`` may say.
 EXPRESSES = ("kinds", "layers", "weights", "bits", "group_sizes", "activations", "example")
@@ -44,21 +43,6 @@ def inexpressible(source: Source, expresses: Mapping[str, Any]) -> Iterator[Refu
             yield from (Refused(layer.name, reason) for reason in _reasons(layer, expresses))
 
 
-def scheme_name(form: AffineForm) -> str:
-    """Return the name of a grid's scheme in a configuration: ``per_group_symmetric``.
-
-    Symmetric are integers of both signs around 0, whatever the configuration called them.
-    """
-    symmetric = form.qmin < 0 and not bool(form.zero_point.any())
-    shared = "tensor" if form.axis is None else "channel" if form.group_size is None else "group"
-    return f"per_{shared}_{'symmetric' if symmetric else 'affine'}"
-
-
-def bits_of_form(form: AffineForm) -> int:
-    """Return how many bits the integers of a grid take."""
-    return max((form.qmax - form.qmin).bit_length(), 1)
-
-
 def _reasons(layer: SourceLayer, expresses: Mapping[str, Any]) -> Iterator[str]:
     active = [kind for kind in layer.kinds if kind in ("input", "output")]
     if active and expresses.get("activations") is False:
@@ -75,23 +59,22 @@ def _reasons(layer: SourceLayer, expresses: Mapping[str, Any]) -> Iterator[str]:
     if not expresses.keys() & {"weights", "bits", "group_sizes"}:
         return
     try:
-        form = layer.grid()
+        facts = layer.facts
     except ExportError as error:
         yield str(error)
         return
-    assert form is not None
     schemes = expresses.get("weights")
-    if schemes is not None and bool((form.scale < 0).any()):
+    if schemes is not None and facts.turned:
         yield "has negative scales, from a batch norm that turns signs"
-    if schemes is not None and scheme_name(form) not in schemes:
-        yield f"its weight is {scheme_name(form)}; {_listed(schemes)} can be held"
+    if schemes is not None and facts.scheme not in schemes:
+        yield f"its weight is {facts.scheme}; {_listed(schemes)} can be held"
         return
-    bits, able = bits_of_form(form), expresses.get("bits")
-    if able is not None and bits not in able:
-        yield f"its weight has {bits} bits; {_listed(able)} can be held"
+    able = expresses.get("bits")
+    if able is not None and facts.bits not in able:
+        yield f"its weight has {facts.bits} bits; {_listed(able)} can be held"
     sizes = expresses.get("group_sizes")
-    if sizes is not None and form.group_size is not None and form.group_size not in sizes:
-        yield f"its groups are of {form.group_size} weights; {_listed(sizes)} can be held"
+    if sizes is not None and facts.group_size is not None and facts.group_size not in sizes:
+        yield f"its groups are of {facts.group_size} weights; {_listed(sizes)} can be held"
 
 
 def _is_one_of(module: nn.Module, names: Sequence[str]) -> bool:

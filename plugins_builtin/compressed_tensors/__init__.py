@@ -15,14 +15,12 @@ from engine.export import (
     Refused,
     Source,
     SourceLayer,
-    bits_of_form,
     config_of,
     quietly,
     refused_model,
     refused_ties,
     write_safetensors,
 )
-from engine.quantization import AffineForm
 
 _Stated = dict[str, tuple[Size, torch.dtype]]
 
@@ -84,18 +82,16 @@ class CompressedTensorsExporter(Exporter):
 
 
 def _ragged(layer: SourceLayer) -> Iterator[Refused]:
-    form = layer.grid()
-    if form is not None and form.group_size and layer.shape[1] % form.group_size:
-        reason = f"has {layer.shape[1]} inputs, which groups of {form.group_size} do not divide"
+    size = layer.facts.group_size
+    if size and layer.shape[1] % size:
+        reason = f"has {layer.shape[1]} inputs, which groups of {size} do not divide"
         yield Refused(layer.name, reason)
 
 
 def _stated(layer: SourceLayer) -> _Stated:
-    form = layer.grid()
-    assert form is not None
     rows, columns = layer.shape
-    words = 32 // bits_of_form(form)
-    groups = columns // form.group_size if form.group_size else 1
+    words = 32 // layer.facts.bits
+    groups = columns // layer.facts.group_size if layer.facts.group_size else 1
     found: _Stated = {
         "weight_packed": (Size([rows, math.ceil(columns / words)]), torch.int32),
         "weight_scale": (Size([rows, groups]), torch.float32),
@@ -106,7 +102,7 @@ def _stated(layer: SourceLayer) -> _Stated:
 
 def _parts(layer: SourceLayer) -> Iterator[tuple[str, Tensor]]:
     integers, form = layer.integers()
-    bits = bits_of_form(form)
+    bits = layer.facts.bits
     # Codes count from the type's least integer, -8 of 4 bits, also where a grid has none there.
     yield f"{layer.name}.weight_packed", _packed(integers + (1 << (bits - 1)), bits)
     yield f"{layer.name}.weight_scale", form.scale.reshape(layer.shape[0], -1).float()
@@ -125,15 +121,13 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
 
 
 def _quantization_config(source: Source) -> dict[str, Any]:
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[tuple[int, int | None], list[str]] = {}
     for layer in source.quantized.values():
-        form = layer.grid()
-        assert form is not None
-        groups.setdefault(_settings(form), []).append(layer.name)
+        settings = layer.facts.bits, layer.facts.group_size
+        groups.setdefault(settings, []).append(layer.name)
     linear = [n for n, m in source.model.named_modules() if isinstance(m, torch.nn.Linear)]
     config_groups = {}
-    for place, (settings, names) in enumerate(groups.items()):
-        bits, group_size = settings
+    for place, ((bits, group_size), names) in enumerate(groups.items()):
         config_groups[f"group_{place}"] = {
             "targets": ["Linear"] if len(groups) == 1 else names,
             "input_activations": None,
@@ -154,7 +148,3 @@ def _quantization_config(source: Source) -> dict[str, Any]:
         "ignore": [name for name in linear if name not in source.quantized],
         "config_groups": config_groups,
     }
-
-
-def _settings(form: AffineForm) -> tuple[int, int | None]:
-    return bits_of_form(form), form.group_size

@@ -14,14 +14,13 @@ from engine.export import (
     Refused,
     Source,
     SourceLayer,
-    bits_of_form,
     config_of,
     quietly,
     refused_model,
     refused_ties,
 )
 from plugins_builtin.gguf.architectures import ARCHITECTURES, refused, rows_of, write_metadata
-from plugins_builtin.gguf.blocks import TYPES, blocks, is_rounded, scales, unfit
+from plugins_builtin.gguf.blocks import TYPES, blocks, scales, unfit
 
 _FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _REST = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -49,9 +48,7 @@ class GGUFExporter(Exporter):
             return no_model
         found = [*refused(source.model), *refused_ties(source)]
         for layer in source.quantized.values():
-            form = layer.grid()
-            assert form is not None
-            reason = unfit(layer, form)
+            reason = unfit(layer)
             if reason is not None:
                 found.append(Refused(layer.name, reason))
         return found
@@ -108,8 +105,7 @@ class GGUFExporter(Exporter):
             value = source.tensor(key)
             stored = value.to(self._rest(value.shape, value.dtype)).to(value.dtype)
             return None if torch.equal(stored, value) else stored
-        form = layer.grid()
-        if form is None or not is_rounded(form):
+        if not layer.facts.half:
             return None
         integers, form = layer.integers()
         return form._replace(scale=form.scale.half().float()).values(integers)
@@ -127,7 +123,7 @@ class GGUFExporter(Exporter):
                 yield bits.contiguous()
             else:
                 integers, form = layer.integers()
-                packed = blocks(integers, scales(form, layer.shape), bits_of_form(form))
+                packed = blocks(integers, scales(form, layer.shape), layer.facts.bits)
                 yield rows_of(config, key, packed).contiguous()
 
     def _stored(
@@ -136,9 +132,7 @@ class GGUFExporter(Exporter):
         """Return the type of a tensor, and its shape, in bytes where it is of integers."""
         if layer is None:
             return _FLOATS[self._rest(shape, dtype)], list(shape)
-        form = layer.grid()
-        assert form is not None
-        kind, size = TYPES[bits_of_form(form)]
+        kind, size = TYPES[layer.facts.bits]
         return kind, [shape[0], shape[1] // 32 * size]
 
     def _rest(self, shape: torch.Size, dtype: torch.dtype) -> torch.dtype:

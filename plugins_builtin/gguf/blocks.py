@@ -16,23 +16,16 @@ _HALF = 2.0**-11
 TYPES = {4: ("Q4_0", 2 + BLOCK // 2), 8: ("Q8_0", 2 + BLOCK)}
 
 
-def unfit(layer: SourceLayer, form: AffineForm) -> str | None:
+def unfit(layer: SourceLayer) -> str | None:
     """Return why a layer's weight cannot lie in blocks; None where it can."""
-    columns = layer.shape[1]
+    columns, size = layer.shape[1], layer.facts.group_size
     if columns % BLOCK:
         return f"has {columns} inputs, which blocks of {BLOCK} do not divide"
-    if form.group_size is not None and form.group_size % BLOCK:
-        return f"its groups are of {form.group_size} weights; multiples of {BLOCK} can be held"
-    half = form.scale.half().float()
-    off = (half - form.scale).abs() > form.scale.abs() * _HALF
-    if bool(off.any()):
+    if size is not None and size % BLOCK:
+        return f"its groups are of {size} weights; multiples of {BLOCK} can be held"
+    if layer.facts.half > _HALF:
         return "has scales that half precision does not hold, below 6e-5 or above 65504"
     return None
-
-
-def is_rounded(form: AffineForm) -> bool:
-    """Return whether scales are others in half precision; those of groups are the same."""
-    return not torch.equal(form.scale.half().float(), form.scale)
 
 
 def scales(form: AffineForm, shape: torch.Size) -> Tensor:

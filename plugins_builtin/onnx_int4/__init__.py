@@ -15,7 +15,6 @@ from engine.export import (
     Refused,
     Source,
     SourceLayer,
-    bits_of_form,
     explained_by_inputs,
     onnx_reader,
     refused_linear,
@@ -73,10 +72,9 @@ class _NBits(nn.Module):
         super().__init__()
         integers, form = layer.integers()
         assert form.group_size is not None
-        bits = bits_of_form(form)
+        bits, symmetric = layer.facts.bits, layer.facts.symmetric
         rows, self.inputs = layer.shape
         # Codes count from the least integer of the type; the operator's own zero is the middle one.
-        symmetric = form.qmin < 0 and not bool(form.zero_point.any())
         least = -(1 << (bits - 1)) if symmetric else form.qmin
         zeros = (form.zero_point.reshape(rows, -1) - least).cpu()
         blocks = zeros.shape[1]
@@ -123,10 +121,8 @@ def _joined(codes: Tensor, bits: int) -> Tensor:
 
 def _step(layer: SourceLayer, x: Tensor) -> Tensor:
     """Return the distance of two integers of the input: each block spans -127 to 127."""
-    form = layer.grid()
-    assert form is not None
-    assert form.group_size is not None
-    size = form.group_size
+    size = layer.facts.group_size
+    assert size is not None
     blocks = nn.functional.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
     step = blocks.abs().amax(-1, keepdim=True) / 127
     spread: Tensor = step.expand_as(blocks).flatten(-2)[..., : x.shape[-1]]
