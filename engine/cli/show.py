@@ -9,7 +9,7 @@ from engine.cli.list_algorithms import facts
 from engine.cli.table import table
 from engine.config.choose import choose
 from engine.config.describe import needs
-from engine.config.formats import format_facts
+from engine.config.formats import example_command, format_facts
 from engine.config.plain import show as spelt
 from engine.config.schema import Shape
 from engine.plugins import registry
@@ -173,11 +173,7 @@ def _example_text(plugin: Plugin) -> str:
     if data is None:
         return ""
     if plugin.group == registry.EXPORTERS:
-        ending = next(iter(plugin.endings), "")
-        output = "folder" if ending == "/" else f"model{ending}"
-        options = "".join(f" --set {key}={spelt(value)}" for key, value in data.items())
-        call = f"engine export FILE --model MODULE:FACTORY --to {plugin.name} --output {output}"
-        return f"Example\n  {call}{options}"
+        return f"Example\n  {example_command(plugin, data)}"
     import yaml
 
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=90)

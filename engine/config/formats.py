@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from engine.config.plain import show
 from engine.plugins.registry import Plugin
 
 _WORDS = {"pruning": "pruned models", "quantization": "quantized models"}
@@ -30,6 +31,20 @@ def format_facts(plugin: Plugin) -> list[tuple[str, str]]:
         ("read by", _listed(plugin.reader) or "the engine"),
     ]
     return [(title, text) for title, text in rows if text]
+
+
+def example_command(plugin: Plugin, options: Mapping[str, Any]) -> str:
+    """Return a call of ``engine export`` with ``options``."""
+    ending = next(iter(plugin.endings), "")
+    output = "folder" if ending == "/" else f"model{ending}"
+    given = "".join(f" --set {key}={_value(value)}" for key, value in options.items())
+    model = "--model MODULE:FACTORY"
+    return f"engine export FILE {model} --to {plugin.name} --output {output}{given}"
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else show(value)
+    return f"'{text}'" if set(text) & set(' {}[]"') else text
 
 
 def _listed(values: Iterable[Any]) -> str:

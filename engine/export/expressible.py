@@ -54,7 +54,7 @@ def _reasons(layer: SourceLayer, expresses: Mapping[str, Any]) -> Iterator[str]:
         return
     known = expresses.get("layers")
     if known is not None and not _is_one_of(layer.module, known):
-        yield f"is a {layer.type}; integers are held of {_listed(known)}"
+        yield f"is of the class {layer.type}; integers are held of {_listed(known)}"
         return
     if not expresses.keys() & {"weights", "bits", "group_sizes"}:
         return

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from engine.export.exporter import Refused
@@ -27,18 +28,24 @@ def refused_ties(source: Source) -> list[Refused]:
     """Return what shares a weight in a way that no file of transformers says.
 
     A head tied to the embedding stays one with it: it is written once, and ``tie_word_embeddings``
-    of the config says so.
+    of the config says so. Quantized, both have to be, to the same values.
     """
     config = _text_config(source.model)
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    keys = {layer.key: layer.name for layer in source.quantized.values()}
+    by_key = {layer.key: layer for layer in source.quantized.values()}
     refused = []
     for key, owner in source.aliases.items():
-        quantized = keys.get(key, keys.get(owner))
-        if quantized is not None:
-            reason = f"shares its weight: {key} is {owner}, which stay one; exclude it"
-            refused.append(Refused(quantized, reason))
-        elif not tied:
+        own, first = by_key.get(key), by_key.get(owner)
+        if own is not None and first is not None:
+            if not torch.equal(own.weight(), first.weight()):
+                reason = f'and "{first.name}" share a weight and quantize it to other values'
+                refused.append(Refused(own.name, reason))
+        elif own is not None or first is not None:
+            name = own.name if own is not None else first.name if first is not None else ""
+            other = owner if own is not None else key
+            reason = f"shares its weight with {other}, which is not quantized: both, or neither"
+            refused.append(Refused(name, reason))
+        if not tied:
             layer = key.rpartition(".")[0]
             refused.append(
                 Refused(layer, f"shares {owner}, and config.tie_word_embeddings does not say so")
