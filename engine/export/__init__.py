@@ -18,6 +18,7 @@ from engine.export.packed import PackedWeight, pack, unpack
 from engine.export.packed_file import load_quantized
 from engine.export.safetensors_stream import write_safetensors
 from engine.export.source import GridFacts, Source, SourceLayer
+from engine.export.torch_program import exported_program, load_program
 from engine.files import PathLike
 from engine.pruning.mask_files import apply_masks, load_masks, masks_of
 from engine.quantization.placement import Placement
@@ -43,8 +44,10 @@ __all__ = [
     "export_quantized",
     "export_smaller",
     "export_to",
+    "exported_program",
     "load_calibration",
     "load_masks",
+    "load_program",
     "load_quantized",
     "masks_of",
     "onnx_reader",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.config.options import check_options
-from engine.errors import ExportError
+from engine.errors import EngineError, ExportError, PluginError
 from engine.export.comparison import require_choice
 from engine.export.exporter import Exporter, Refused
 from engine.export.expressible import inexpressible
@@ -78,7 +79,10 @@ def made(plugin: Plugin, options: Mapping[str, Any]) -> Exporter:
     """
     runtime = {key: options[key] for key in plugin.runtime_arguments if key in options}
     rest = {key: value for key, value in options.items() if key not in runtime}
-    exporter: Exporter = plugin.load()(**check_options(plugin, rest), **runtime)
+    checked = check_options(plugin, rest)
+    cls = plugin.load()
+    with _blamed(plugin, "made"):
+        exporter: Exporter = cls(**checked, **runtime)
     return exporter
 
 
@@ -114,7 +118,9 @@ def require_modules(modules: Mapping[str, str], who: str) -> None:
 def refuse(plugin: Plugin, exporter: Exporter, source: Source) -> None:
     """Raise ExportError with every layer that the format cannot hold, and why."""
     found = list(inexpressible(source, plugin.expresses))
-    found = found or list(exporter.refusals(source))
+    if not found:
+        with _blamed(plugin, "asked what it refuses"):
+            found = list(exporter.refusals(source))
     if found:
         raise ExportError(_sentence(plugin, found))
 
@@ -129,7 +135,8 @@ def write(plugin: Plugin, exporter: Exporter, source: Source, target: PathLike) 
     placements: list[Placement] = []
 
     def made_at(place: Path) -> None:
-        placements.extend(exporter.write(source, place) or ())
+        with _blamed(plugin, "writing"):
+            placements.extend(exporter.write(source, place) or ())
         if source.compare == "no" or not source.has_example:
             return
         lacking = missing(plugin.reader)
@@ -150,6 +157,23 @@ def write(plugin: Plugin, exporter: Exporter, source: Source, target: PathLike) 
         beside = path.with_name(f"{path.name}.data")
         files = [path, *([beside] if beside.exists() else [])]
     return Exported(path, {each: each.stat().st_size for each in files}, placements)
+
+
+@contextmanager
+def _blamed(plugin: Plugin, when: str) -> Iterator[None]:
+    """Within, what is raised and is neither for a person nor of the disk is the plugin's fault."""
+    try:
+        yield
+    except (EngineError, OSError):
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        cause = f"{type(error).__name__}: {line}".rstrip(": ")
+        raise PluginError(
+            f"{plugin.name} ({plugin.origin}) failed while it was {when}\n  {cause}",
+            plugin=plugin.name,
+            distribution=plugin.origin,
+        ) from error
 
 
 def _ready(compressor: Compressor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,7 +68,7 @@ def facts_of(form: AffineForm) -> GridFacts:
         max((form.qmax - form.qmin).bit_length(), 1),
         form.group_size,
         bool((form.scale < 0).any()),
-        float(off.max()) if off.numel() else 0.0,
+        float(off.nan_to_num(nan=torch.inf).max()) if off.numel() else 0.0,
     )
 
 
@@ -265,10 +265,12 @@ class Source:
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
-        """Within, the model is in evaluation mode and no gradient is recorded."""
+        """Within, the model is in evaluation mode, all of it quantized, and records no gradient."""
         training = [module for module in self.model.modules() if module.training]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), ExitStack() as stack:
+                for wrapper in self.compressor.wrappers:
+                    stack.enter_context(begun(wrapper))
                 self.model.eval()
                 yield self.model
         finally:

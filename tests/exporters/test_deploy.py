@@ -50,6 +50,8 @@ class Made(Exporter):
         return [Refused("0", "for a reason")] if self.mistake == "refuses" else []
 
     def write(self, source, path):
+        if self.mistake == "has a fault":
+            return {}["nothing"]
         if self.mistake == "fails":
             path.write_text("half")
             raise OSError("the disk is full")
@@ -136,7 +138,8 @@ def test_layers_with_one_reason_are_named_together(made, place):
     )
     assert refusal(quantizer, "made", place / "m.made").splitlines()[1:] == [
         '  layers "stem", "body": is of the class Conv2d; integers are held of Linear',
-        '  layers "hidden", "head": its weight is per_channel_symmetric; per_tensor_affine can be held',
+        '  layers "hidden", "head": its weight is per_channel_symmetric; per_tensor_affine can '
+        "be held",
     ]
 
 
@@ -185,6 +188,13 @@ def test_a_file_that_cannot_be_read_back_says_so(made, place):
     x = torch.randn(2, 64)
     message = refusal(quantized(), "made", place / "m.made", dummy_input=x, mistake="unreadable")
     assert message == "what was written cannot be read back: 'nothing there'"
+
+
+def test_a_fault_of_the_plugin_is_said_with_its_origin(made, place):
+    assert refusal(quantized(), "made", place / "m.made", mistake="has a fault") == (
+        "made (made-for-tests 1.0) failed while it was writing\n  KeyError: 'nothing'"
+    )
+    assert not list(place.iterdir())
 
 
 def test_a_failure_leaves_what_was_there(made, place):

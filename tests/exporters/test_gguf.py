@@ -138,7 +138,5 @@ def test_a_scale_that_half_precision_does_not_hold_is_refused(tmp_path):
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1e-7)
     quantizer = attached(model, types=("Linear",))
-    with pytest.raises(
-        engine.ExportError, match='"model.layers.0.mlp.up_proj": has scales that half'
-    ):
+    with pytest.raises(engine.ExportError, match='up_proj": has scales that half'):
         quantizer.export("gguf", tmp_path / "m.gguf")

@@ -71,8 +71,8 @@ def test_another_tensor_than_was_stated_is_an_error(tmp_path):
     one = {"a": torch.zeros(2)}
     with pytest.raises(ValueError, match="was stated"):
         write_safetensors(tmp_path / "m", {"a": ((3,), torch.float32)}, one.items())
+    both = {**stated(one), "b": ((1,), torch.int8)}
     with pytest.raises(ValueError, match="b was stated and not given"):
-        both = {**stated(one), "b": ((1,), torch.int8)}
         write_safetensors(tmp_path / "m", both, one.items())
 
 

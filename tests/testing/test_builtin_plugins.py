@@ -15,7 +15,8 @@ from engine.testing.suite import checks_for
 def marks(plugin: Plugin, check: Check) -> list[pytest.MarkDecorator]:
     """Exporting graphs takes seconds each, and a dozen of them are tried."""
     writes = check.function.__module__ == "engine.testing.exporting"
-    return [pytest.mark.slow] if writes and "onnx" in plugin.needs else []
+    graph = plugin.expresses.get("example", False)
+    return [pytest.mark.slow] if writes and graph else []
 
 
 PAIRS = [

@@ -1,4 +1,4 @@
-"""packed and onnx: what export_model writes, by name."""
+"""packed, onnx and torch_export: whole models, quantized or pruned."""
 
 import pytest
 import torch
@@ -75,6 +75,34 @@ def test_onnx_says_what_computes_with_integers(tmp_path):
 
     shape = onnx.load(written.path).graph.input[0].type.tensor_type.shape
     assert shape.dim[0].dim_param == "items"
+
+
+def test_a_program_of_torch_is_loaded_and_computes_the_same(tmp_path):
+    import torch.ao.quantization.fx._decomposed
+
+    x = torch.randn(8, 4)
+    made = engine.create_compressor(
+        nn.Sequential(nn.Linear(4, 2)).eval(),
+        {
+            "compressor": "ptq",
+            "config_list": [{"op_types": ["Linear"], "quant_types": ["weight"], "quant_bits": 8}],
+        },
+    )
+    made.compress()
+    written = made.export("torch_export", tmp_path / "q.pt2", dummy_input=x)
+    assert [p.layer for p in written.placements] == ["0"]
+    program = torch.export.load(written.path)
+    assert program.state_dict["0.weight"].dtype == torch.int8
+    torch.testing.assert_close(program.module()(x), made.bound_model(x))
+    made = engine.create_compressor(
+        nn.Sequential(nn.Linear(4, 2)).eval(),
+        {"compressor": "level", "config_list": [{"op_types": ["Linear"], "sparsity": 0.5}]},
+    )
+    made.compress()
+    path = made.export("torch_export", tmp_path / "p.pt2", dummy_input=x).path
+    loaded = torch.export.load(path).module()
+    torch.testing.assert_close(loaded(x), made.bound_model(x))
+    assert loaded(x[:3]).shape == (3, 2)
 
 
 def test_the_compressors_own_example_is_used(tmp_path):
