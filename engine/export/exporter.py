@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.export.read_back import compare_read
 from engine.export.source import Source
 from engine.quantization.placement import Placement
 
@@ -85,6 +86,4 @@ class Exporter:
         Raises:
             ExportError: the file computes something else.
         """
-        from engine.export.read_back import compare_read
-
         compare_read(self, source, path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +16,20 @@ from engine.export.comparison import fault_of
 from engine.export.plain_outputs import plain
 
 if TYPE_CHECKING:
-    from engine.export.exporter import Exporter
     from engine.export.source import Source
 
 
-def compare_read(exporter: Exporter, source: Source, path: Path) -> None:
+class Reads(Protocol):
+    """What of an exporter is needed here."""
+
+    def read(self, path: Path, source: Source) -> Callable[..., Any]:
+        """Return what computes the file's outputs."""
+
+    def explained(self, source: Source) -> list[float]:
+        """Return how far off each output may be."""
+
+
+def compare_read(exporter: Reads, source: Source, path: Path) -> None:
     """Read a file back and compare it with the model; see ``Exporter.compare``.
 
     Raises:
@@ -37,7 +47,7 @@ def compare_read(exporter: Exporter, source: Source, path: Path) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def fault_read(exporter: Exporter, source: Source, path: Path) -> str:
+def fault_read(exporter: Reads, source: Source, path: Path) -> str:
     """Return what is wrong with the outputs of a file; nothing if they are right."""
     sample = source.sample._replace(explained=exporter.explained(source))
     try:
