@@ -20,3 +20,4 @@ myst_heading_anchors = 3
 nitpick_ignore_regex = [("py:.*", ".*")]
 
 generate.write_algorithms(HERE / "algorithms")
+generate.write_exporters(HERE / "exporters")

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from engine import hookspecs
+from engine.config.formats import example_command, format_facts
 from engine.plugins import registry
 from engine.plugins.stack import FIRST_RESULT, HOOKS
 
@@ -85,6 +86,46 @@ def algorithm_page(plugin):
             f"compressor = {plugin.attribute}(model, config_list, optimizer)\n```"
         )
     return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def exporter_page(plugin):
+    """Return the page of one format."""
+    schema = plugin.schema
+    lines = [f"# {plugin.name}", schema.get("title", ""), schema.get("description", "")]
+    lines.append(_documented(plugin))
+    lines.append(
+        f"Class `{plugin.attribute}`, from `{plugin.distribution}` {plugin.version}; "
+        f"`{_show(plugin)}` prints the same facts."
+    )
+    rows = [f"| {title} | {text} |" for title, text in format_facts(plugin)]
+    lines += ["## What it holds", "\n".join(["| | |", "|---|---|", *rows])]
+    head = ["| name | type | default | range | meaning |", "|---|---|---|---|---|"]
+    rows = [_row(name, given, False) for name, given in schema.get("properties", {}).items()]
+    rows += [f"| `{n}` | in Python | | | {text} |" for n, text in plugin.runtime_arguments.items()]
+    if rows:
+        lines += ["## Options", "\n".join([*head, *rows])]
+    example = next(iter(schema.get("examples", [])), {})
+    ending = plugin.endings[0]
+    path = "folder" if ending == "/" else f"model{ending}"
+    options = "".join(f", {name}={value!r}" for name, value in example.items())
+    lines += [
+        "## Example",
+        f'```python\ncompressor.export("{plugin.name}", "{path}", dummy_input=x{options})\n```',
+        f"```sh\n{example_command(plugin, example)}\n```",
+        "See [exporting](../exporting.md).",
+    ]
+    return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def write_exporters(folder):
+    """Write the pages of all usable formats into ``folder``."""
+    folder.mkdir(exist_ok=True)
+    exporters = [plugin for plugin in registry.exporters() if plugin.status == "ok"]
+    for plugin in exporters:
+        (folder / f"{plugin.name}.md").write_text(exporter_page(plugin), encoding="utf-8")
+    tree = "\n".join(plugin.name for plugin in exporters)
+    page = f"# Formats\n\n{_table(exporters)}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+    (folder / "index.md").write_text(page, encoding="utf-8")
 
 
 def index_page(algorithms, extensions):

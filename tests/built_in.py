@@ -7,3 +7,4 @@ _PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_tex
 
 ALGORITHMS = sorted(_PROJECT["entry-points"]["engine.algorithms"])
 EXTENSIONS = sorted(_PROJECT["entry-points"]["engine.extensions"])
+EXPORTERS = sorted(_PROJECT["entry-points"]["engine.exporters"])

@@ -15,6 +15,7 @@ from engine.attach import checkpoint
 from engine.attach.changes import Changes
 from engine.attach.collectors import ActivationCollectors
 from engine.attach.configured import Configured
+from engine.attach.door import exports
 from engine.attach.forgotten import NotYetAttached
 from engine.attach.learned_parameters import LearnedParameters
 from engine.attach.model_hooks import KEEPER, Keeper
@@ -22,6 +23,7 @@ from engine.attach.optimizer_hooks import OptimizerHooks
 from engine.attach.unusable import refuse_unusable
 from engine.attach.wrapper import Wrapper
 from engine.errors import EngineError
+from engine.files import PathLike
 from engine.plugins.blame import Verify
 from engine.plugins.stack import Stack, describe, placeholder
 from engine.user_code.batches import Forward
@@ -221,6 +223,50 @@ class Compressor(Configured):
         changes = self.host._changes
         with changes.noting([tensor]):
             tensor.copy_(value)
+
+    def export(
+        self,
+        to: str,
+        path: PathLike,
+        *,
+        dummy_input: Any = None,
+        compare: str = "error",
+        folder_name: PathLike | None = None,
+        **options: Any,
+    ) -> Any:
+        """Write the compressed model in a format that an exporter is installed for.
+
+        Args:
+            to: the exporter's name; ``engine list-algorithms --exporters`` lists them.
+            path: the file, or the folder where the format is one.
+            dummy_input: example inputs: a tensor, a tuple of positional ones, or a dict of
+                keywords; by default the compressor's own. Formats that hold a graph need them, and
+                what was written is compared with the model on them.
+            compare: where that computes something else than the model: "error", and nothing is
+                left; "warn", or "no" comparison.
+            folder_name: a folder for a relative path, made if need be. Within ``engine run`` it is
+                inside the job's own folder, where relative paths go in any case.
+            **options: the exporter's own; ``engine show NAME`` prints them.
+
+        Returns:
+            What was written: ``path``, ``files`` with their sizes, and ``placements``, which
+            operators compute with integers where the format says so.
+
+        Raises:
+            ExportError: a layer that the format cannot hold, with the reason, before anything is
+                written; or nothing can be written there.
+            ConfigError: an option that the exporter has not, or a value that it may not have.
+            PluginError: there is no such exporter, or it is broken.
+        """
+        return exports().export_to(
+            self,
+            to,
+            path,
+            dummy_input=dummy_input,
+            compare=compare,
+            folder_name=folder_name,
+            options=options,
+        )
 
     # -- layers --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from engine.cli.table import WIDTH
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("name", metavar="NAME", help="an algorithm or extension")
+    parser.add_argument("name", metavar="NAME", help="an algorithm, extension or exporter")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument(
         "--only", metavar="CHECK", action="append", help="run this check; may be repeated"

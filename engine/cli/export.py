@@ -1,4 +1,7 @@
-"""``engine export FILE --model MODULE:FACTORY``: a trained, compressed model as files to deploy."""
+"""``engine export FILE --model MODULE:FACTORY``: a trained, compressed model as files to deploy.
+
+With ``--to NAME`` one file, or folder, in the format of an exporter; see ``export_to.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config
-from engine.cli.table import table
+from engine.cli import export_to
+from engine.cli.export_inputs import batches_of, shape_of
 from engine.errors import CheckpointError, EngineError
 
 if TYPE_CHECKING:
@@ -17,8 +21,6 @@ if TYPE_CHECKING:
     from engine.config import Settings
     from engine.quantization.placement import Placement
 
-_HEADER = ("LAYER", "OPERATOR", "COMPUTES IN", "REASON")
-_LIMITS = (40, 12, 11, 60)
 #: What says that an item of a checkpoint is ``compressor.state_dict()``.
 _STATE = {"algorithms", "wrappers"}
 
@@ -43,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         required=True,
         help="the weights: packed integers of a quantized model (.pth or .safetensors), the "
-        "state_dict of a pruned one",
+        "state_dict of a pruned one; with --to, the file or folder of that format",
     )
+    export_to.add_arguments(parser)
     parser.add_argument("--onnx", metavar="FILE", help="also write ONNX")
     parser.add_argument(
         "--input-shape", metavar="SIZES", help="of the input, batch included, such as 1,3,224,224"
@@ -88,9 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the files and say what is in them."""
     settings = config.check(args.file)
+    if args.to is not None:
+        return export_to.run(args, _restored, settings)
+    if args.set or args.example is not None:
+        raise EngineError(
+            "--set and --example are for a format: --to NAME\n"
+            "  engine list-algorithms --exporters lists what there is"
+        )
     quantized = settings.kind == "quantization"
     _refuse_others(args, quantized, settings)
-    shape = _shape(args.input_shape)
+    shape = shape_of(args.input_shape)
     if shape is None and (args.onnx is not None or args.speedup):
         raise EngineError(
             f"{'--onnx' if args.onnx else '--speedup'} needs --input-shape, such as 1,3,224,224"
@@ -105,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if quantized:
         if args.load_ranges is not None:
             compressor.load_calibration(args.load_ranges)
-        batches = None if args.batches is None else _batches(args.batches)
+        batches = None if args.batches is None else batches_of(args.batches)
         paths = (args.output, args.ranges, args.onnx)
         placements = compressor.export_model(*paths, shape, batches=batches, **onnx)
     else:
@@ -167,20 +177,6 @@ def _refuse_others(args: argparse.Namespace, quantized: bool, settings: Settings
         )
 
 
-def _shape(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        sizes = [int(size) for size in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise EngineError(
-            f'--input-shape needs sizes of at least 1, such as 1,3,224,224, got "{text}"'
-        )
-    return sizes
-
-
 def _dynamic(items: list[str]) -> dict[str, dict[int, str]]:
     """Return ``dynamic_axes`` of items such as "2=height" and "mask:1=length"."""
     axes: dict[str, dict[int, str]] = {}
@@ -195,18 +191,6 @@ def _dynamic(items: list[str]) -> dict[str, dict[int, str]]:
     return axes
 
 
-def _batches(path: str) -> list[Any]:
-    from torch import Tensor
-
-    from engine.files import load_tensors
-
-    saved = load_tensors(path)
-    batches = list(saved.split(64)) if isinstance(saved, Tensor) and saved.dim() else saved
-    if not isinstance(batches, list) or not all(isinstance(batch, Tensor) for batch in batches):
-        raise EngineError(f"--batches: {path} holds no tensor of inputs and no list of them")
-    return batches
-
-
 def _tell(args: argparse.Namespace, placements: list[Placement]) -> None:
     written = [args.output, args.ranges, args.masks, args.onnx]
     sizes = {path: Path(path).stat().st_size for path in written if path is not None}
@@ -217,13 +201,7 @@ def _tell(args: argparse.Namespace, placements: list[Placement]) -> None:
     for path, size in sizes.items():
         print(f"{path}: {size:,} bytes")
     if placements:
-        integer = sum(placement.integer for placement in placements)
-        print(f"\n{integer} of {len(placements)} operators compute with integers:")
-        rows = [
-            (p.layer or "(model)", p.operator, "integers" if p.integer else "float", p.reason)
-            for p in placements
-        ]
-        print(table(_HEADER, rows, _LIMITS))
+        print(f"\n{export_to.operators(placements)}")
         lacking = sum(placement.lacks_grids for placement in placements)
         if lacking and args.batches is None:
             print(

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from engine.cli.table import table
+from engine.errors import EngineError
 from engine.plugins import registry
 from engine.plugins.registry import Plugin
 
@@ -23,18 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extensions", action="store_true", help="list the extensions instead of the algorithms"
     )
+    parser.add_argument(
+        "--exporters", action="store_true", help="list the formats that models are exported to"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, or the same facts and more as JSON."""
-    plugins = registry.extensions() if args.extensions else registry.algorithms()
+    if args.extensions and args.exporters:
+        raise EngineError("--extensions and --exporters are two lists: ask for one of them")
+    what = "extensions" if args.extensions else "exporters" if args.exporters else "algorithms"
+    plugins = getattr(registry, what)()
     if args.json:
         import json
 
         print(json.dumps([facts(plugin) for plugin in plugins], indent=2, ensure_ascii=False))
         return 0
     if not plugins:
-        print(f"no {'extensions' if args.extensions else 'algorithms'} are installed")
+        print(f"no {what} are installed")
         return 0
     rows = [
         (
@@ -74,4 +81,17 @@ def facts(plugin: Plugin) -> dict[str, Any]:
         "paper": plugin.paper,
         "aliases": list(plugin.aliases),
         "capabilities": list(plugin.capabilities),
+        **_of_format(plugin),
+    }
+
+
+def _of_format(plugin: Plugin) -> dict[str, Any]:
+    """Return what only an exporter has."""
+    if plugin.group != registry.EXPORTERS:
+        return {}
+    return {
+        "endings": list(plugin.endings),
+        "expresses": plugin.expresses,
+        "needs": plugin.needs,
+        "reader": plugin.reader,
     }

@@ -12,12 +12,22 @@ from engine.plugins import registry
 from engine.plugins.registry import Plugin
 from engine.plugins.registry.schema_file import find_module
 
-KINDS = ("pruning", "quantization", "schedule", "extension")
+KINDS = ("pruning", "quantization", "schedule", "extension", "exporter")
 #: Words that say nothing: left in place they would collide with the next author's.
 _PLACEHOLDERS = {
-    *("algorithm", "engine", "example", "extension", "name", "plugin", "pruner", "pruning"),
+    *(
+        "algorithm",
+        "engine",
+        "example",
+        "exporter",
+        "extension",
+        "name",
+        "plugin",
+        "pruner",
+        "pruning",
+    ),
     *("quantization", "quantizer", "schedule", "template"),
-    *("my_algorithm", "my_extension", "my_plugin"),
+    *("my_algorithm", "my_exporter", "my_extension", "my_plugin"),
 }
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LONGEST = 40
@@ -71,7 +81,7 @@ def check_name(name: str) -> None:
             f'"{name}" says nothing about the plugin, and the next author would take it, too\n'
             "  name it after what it does, such as magnitude_squared"
         )
-    for plugin in [*registry.algorithms(), *registry.extensions()]:
+    for plugin in [*registry.algorithms(), *registry.extensions(), *registry.exporters()]:
         if name in (plugin.name, *plugin.aliases):
             called = "" if name == plugin.name else f", which is also called {name}"
             raise EngineError(

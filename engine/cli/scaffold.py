@@ -32,7 +32,7 @@ def create(folder: Path, name: str, kind: str, version: str) -> Path:
     Args:
         folder: made if it does not exist.
         name: the plugin's name, checked already.
-        kind: "pruning", "quantization", "schedule" or "extension".
+        kind: "pruning", "quantization", "schedule", "extension" or "exporter".
         version: the engine's version, which the package will require.
 
     Raises:

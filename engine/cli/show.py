@@ -9,6 +9,7 @@ from engine.cli.list_algorithms import facts
 from engine.cli.table import table
 from engine.config.choose import choose
 from engine.config.describe import needs
+from engine.config.formats import example_command, format_facts
 from engine.config.plain import show as spelt
 from engine.config.schema import Shape
 from engine.plugins import registry
@@ -20,17 +21,21 @@ _LIMITS = (28, 20, 100)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("name", metavar="NAME", help="an algorithm's name, class or alias")
+    parser.add_argument("name", metavar="NAME", help="a name, class or alias")
     parser.add_argument(
         "--json", action="store_true", help="print all facts and the schema as JSON"
     )
     parser.add_argument("--extension", action="store_true", help="NAME is an extension")
+    parser.add_argument(
+        "--exporter",
+        action="store_true",
+        help="NAME is an exporter",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the page of one plugin. PluginError, which says why, when it cannot be used."""
-    group = registry.EXTENSIONS if args.extension else registry.ALGORITHMS
-    plugin = registry.find(args.name, group)
+    plugin = registry.find(args.name, _group(args))
     shape = choose(plugin, {}, []).shape
     if args.json:
         import json
@@ -49,6 +54,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _group(args: argparse.Namespace) -> str:
+    """Return where to look NAME up: an exporter is found where no algorithm has its name."""
+    if args.extension:
+        return registry.EXTENSIONS
+    if args.exporter:
+        return registry.EXPORTERS
+    algorithm = registry.resolve(args.name, registry.ALGORITHMS)
+    if isinstance(algorithm, Plugin) or algorithm.plugin is not None:
+        return registry.ALGORITHMS
+    exporter = registry.resolve(args.name, registry.EXPORTERS)
+    if isinstance(exporter, Plugin) or exporter.plugin is not None:
+        return registry.EXPORTERS
+    nearer = exporter.suggestion and not algorithm.suggestion
+    return registry.EXPORTERS if nearer else registry.ALGORITHMS
+
+
 def _parts(plugin: Plugin, shape: Shape) -> list[str]:
     own = {k: v for k, v in shape.arguments.items() if k in shape.own_arguments}
     settings = {
@@ -64,7 +85,8 @@ def _parts(plugin: Plugin, shape: Shape) -> list[str]:
         parts.append(_settings(title, settings, shape.entry["x-entry"]["required"]))
         if plugin.base_argument:
             parts[-1] += f"\n\n  and those of the algorithm that {plugin.base_argument} names"
-    parts.append(_settings("Arguments", own, list(shape.required)))
+    title = "Options" if plugin.group == registry.EXPORTERS else "Arguments"
+    parts.append(_settings(title, own, list(shape.required)))
     if plugin.runtime_arguments:
         lines = [f"  {name}: {text}" for name, text in plugin.runtime_arguments.items()]
         parts.append("\n".join(["Arguments that only Python can give", *_wrapped(lines)]))
@@ -86,6 +108,7 @@ def _head(plugin: Plugin) -> str:
         ("paper", ". ".join(str(paper[k]) for k in ("authors", "title", "year") if k in paper)),
         ("", where),
         ("also called", ", ".join(plugin.aliases)),
+        *format_facts(plugin),
     ]
     lines += [f"  {key:<14}{text}".rstrip() for key, text in rows if text]
     return "\n".join(_wrapped(lines))
@@ -136,6 +159,8 @@ def example(plugin: Plugin) -> dict[str, Any] | None:
     examples = plugin.schema.get("examples")
     if not isinstance(examples, list) or not examples or not isinstance(examples[0], dict):
         return None
+    if plugin.group == registry.EXPORTERS:
+        return dict(examples[0])
     if plugin.group != registry.ALGORITHMS:
         return {"extensions": [{plugin.name: examples[0]}]}
     name = plugin.name if plugin.status == "ok" else plugin.qualified_name
@@ -147,6 +172,8 @@ def _example_text(plugin: Plugin) -> str:
     data = example(plugin)
     if data is None:
         return ""
+    if plugin.group == registry.EXPORTERS:
+        return f"Example\n  {example_command(plugin, data)}"
     import yaml
 
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=90)

@@ -10,6 +10,7 @@ from engine.config import fill, schema, space
 from engine.config.choose import choose, errors, fail, look_up
 from engine.config.document import Document
 from engine.config.messages import Found, Words
+from engine.config.options import mistakes
 from engine.config.other_words import section_of, translated
 from engine.config.plain import escape, show
 from engine.config.reading import read
@@ -198,11 +199,6 @@ def _extensions(
             found.append(Found(place, f"{plugin.name} is for {plugin.kind}, not for {kind}"))
         if any(plugin.qualified_name == other.name for other in result):
             found.append(Found(place, f"{show(name)} is given twice"))
-        _, _, shape = choose(plugin, {}, found)
-        rules: Schema = schema.section(shape)
-        del rules["properties"]["config_list"]
         inside = f"{place}/{escape(name)}" if isinstance(item, dict) else place
-        words = Words(None, plugin.name, python=True)
-        found += words.found(errors(rules, arguments, plugin), inside)
-        result.append(Extension(plugin.qualified_name, fill.mapping(arguments, shape.arguments)))
+        result.append(Extension(plugin.qualified_name, mistakes(plugin, arguments, found, inside)))
     return result

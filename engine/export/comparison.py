@@ -115,6 +115,11 @@ def _fault(run: Callable[[list[Any]], list[Any]], sample: Sample) -> str:
     """Return what is wrong with the file's outputs for one sample; nothing if they are right."""
     inputs = [t for t in pytree.tree_leaves((sample.args, sample.kwargs)) if isinstance(t, Tensor)]
     found = [torch.as_tensor(value) for value in run([t.detach().cpu().numpy() for t in inputs])]
+    return fault_of(found, sample)
+
+
+def fault_of(found: Sequence[Tensor], sample: Sample) -> str:
+    """Return what is wrong with the outputs that a file gave; nothing if they are right."""
     if len(found) != len(sample.expected):
         return f"it has {len(found)} outputs, the model {len(sample.expected)}"
     for place, (ours, theirs) in enumerate(zip(sample.expected, found, strict=True)):
@@ -122,7 +127,7 @@ def _fault(run: Callable[[list[Any]], list[Any]], sample: Sample) -> str:
             return f"output {place} is {list(theirs.shape)}, the model's {list(ours.shape)}"
         if not ours.is_floating_point() or not ours.numel():
             continue
-        off, largest = _off(ours, theirs), _largest(ours)
+        off, largest = largest_difference(ours, theirs), _largest(ours)
         rounding = max(_FLOAT, 64 * torch.finfo(ours.dtype).eps) * largest
         most = _MARGIN * sample.explained[place] + rounding + torch.finfo(torch.float32).tiny
         if not off <= most:
@@ -134,7 +139,7 @@ def _fault(run: Callable[[list[Any]], list[Any]], sample: Sample) -> str:
     return ""
 
 
-def _off(ours: Tensor, theirs: Tensor) -> float:
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference; what is equal, such as two infinities, differs by nothing."""
     ours, theirs = ours.double(), theirs.double()
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
@@ -181,7 +186,7 @@ def _explained(program: ExportedProgram, inputs: list[Any], count: int) -> list[
             zip(tensors(_Moved(module, move).run(*inputs)), as_is, strict=True)
         ):
             if moved.is_floating_point() and moved.shape == own.shape:
-                most[place] = max(most[place], _off(own, moved))
+                most[place] = max(most[place], largest_difference(own, moved))
     return most
 
 

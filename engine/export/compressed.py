@@ -99,7 +99,12 @@ def export_quantized(
             + "; ".join(refusal(w.name) for w in quantizer.wrappers if is_parametrized(w.module))
         )
     if onnx_path is not None:
-        placements = _export_integers(quantizer, onnx_path, input_shape, device, batches, options)
+        example = None
+        if input_shape is not None or quantizer.dummy_input is None:
+            require_onnx()
+            options.check()
+            example = onnx_example(quantizer, input_shape, device)
+        placements = export_integers(quantizer, onnx_path, example, device, batches, options)
     if calibration_path is not None:
         write_whole(
             calibration_path, lambda temporary: temporary.write_text(text, encoding="utf-8")
@@ -108,20 +113,34 @@ def export_quantized(
     return placements
 
 
-def _export_integers(
+def export_integers(
     quantizer: Quantizer,
     path: PathLike,
-    input_shape: Sequence[int] | None,
+    example: Any,
     device: Any,
     batches: Iterable[Any] | None,
     options: OnnxOptions,
 ) -> list[Placement]:
+    """Write a quantized model as QDQ ONNX and return which operators compute with integers.
+
+    Args:
+        quantizer: attached, with ranges of what it quantizes.
+        path: the file.
+        example: inputs; None: the quantizer's ``dummy_input``.
+        device: where to trace; None: where the model is.
+        batches: sample inputs, which give ranges to what integer kernels need and has none.
+        options: sizes, opset and comparison.
+
+    Raises:
+        ExportError: a tensor without an affine form or with more than 8 bits, a model that cannot
+            be exported, or a file that computes something else.
+    """
     # Here, since torch.export takes a second to import.
     from engine.export.integer_program import integer_programs
 
     require_onnx()
     options.check()
-    example = onnx_example(quantizer, input_shape, device)
+    example = quantizer.dummy_input if example is None else example
     kept = None if batches is None else list(batches_in(batches, "the export", ExportError))
     failed: NotExportedError | None = None
     for exported in integer_programs(quantizer, example, kept, device, options.dynamic_axes):
@@ -136,6 +155,17 @@ def _export_integers(
         return exported.placements
     assert failed is not None
     raise failed
+
+
+def explained_by_integers(
+    quantizer: Quantizer, example: Any, batches: Iterable[Any] | None = None
+) -> list[float]:
+    """Return how far half a step at each rounding moves each output for ``example``."""
+    from engine.export.integer_program import integer_program
+
+    args, kwargs = as_call(example)
+    program = integer_program(quantizer, example, batches).program
+    return sample_of(program.module(check_guards=False), args, kwargs, program).explained
 
 
 def onnx_example(compressor: Compressor, input_shape: Sequence[int] | None, device: Any) -> Any:

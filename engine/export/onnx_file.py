@@ -139,13 +139,7 @@ def write_program(
             opset_version=options.opset_version,
             custom_translation_table={quantize: _quantize()},
         )
-        assert translated is not None
-        # Where each node was written in Python is as much text as a small model has weights.
-        for node in translated.model.graph:
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        return translated
+        return _without_text(translated)
 
     weights = sum(value.numel() for value in program.state_dict.values())
     _write(path, translate, options, samples, names, weights, "as integers")
@@ -214,11 +208,26 @@ def _write_model(
                 model, calls.args, calls.kwargs, dynamic_shapes=calls.dynamic_shapes
             )
         require_free(program, calls)
-        return torch.onnx.export(
-            program, (), dynamo=True, verbose=False, opset_version=options.opset_version
+        return _without_text(
+            torch.onnx.export(
+                program, (), dynamo=True, verbose=False, opset_version=options.opset_version
+            )
         )
 
     _write(path, translate, options, samples, calls.names, weights, where)
+
+
+def _without_text(translated: Any) -> Any:
+    """Return what the exporter made without where in Python each node was written.
+
+    That is as much text as a small model has weights.
+    """
+    assert translated is not None
+    for node in translated.model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    return translated
 
 
 def _first_that_works(calls: Sequence[Calls], write: Callable[[Calls], None]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.testing.conformance import (
+        ExporterConformance,
         ExtensionConformance,
         PrunerConformance,
         QuantizerConformance,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CHECKS": "engine.testing.suite",
     "Check": "engine.testing.outcome",
+    "ExporterConformance": "engine.testing.conformance",
     "ExtensionConformance": "engine.testing.conformance",
     "PrunerConformance": "engine.testing.conformance",
     "QuantizerConformance": "engine.testing.conformance",
@@ -33,6 +35,7 @@ _HOME = {
 __all__ = [
     "CHECKS",
     "Check",
+    "ExporterConformance",
     "ExtensionConformance",
     "PrunerConformance",
     "QuantizerConformance",

@@ -19,6 +19,7 @@ from engine.testing.outcome import (
     BAD,
     CHECKS,
     EXPECTED,
+    EXPORTER,
     EXTENSION_ROLES,
     PRUNER,
     QUANTIZER,
@@ -116,6 +117,12 @@ class SearchConformance(Conformance):
     """What everything must pass that searches for each layer's sparsity."""
 
     roles = (SEARCH,)
+
+
+class ExporterConformance(Conformance):
+    """What everything must pass that writes models in a format."""
+
+    roles = (EXPORTER,)
 
 
 class ExtensionConformance(Conformance):

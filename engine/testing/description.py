@@ -12,7 +12,8 @@ from engine.config import schema as shapes
 from engine.config.choose import choose
 from engine.config.describe import types
 from engine.errors import nearest
-from engine.plugins.registry import ALGORITHMS
+from engine.export.expressible import EXPRESSES
+from engine.plugins.registry import ALGORITHMS, EXPORTERS
 from engine.plugins.registry.scan import normalised
 from engine.testing.outcome import CHECKS, CheckSkippedError, check, require
 from engine.testing.settings import extension_arguments, hints_of, settings_for
@@ -91,6 +92,13 @@ def the_schema_is_complete(subject: Subject) -> None:
         owned = {k: v for k, v in shape.entry["properties"].items() if shape.owners.get(k)}
         settings |= {k: v for k, v in owned.items() if shape.owners[k] == plugin.name}
         require(shape.entry["x-entry"]["closed"], "an entry allows any setting: misspelt ones pass")
+    if plugin.group == EXPORTERS:
+        require(plugin.endings, "x-engine.endings names no endings of files")
+        require(plugin.expresses, "x-engine.expresses says nothing of what the format holds")
+        for name in plugin.expresses:
+            near = nearest(name, EXPRESSES)
+            hint = f', did you mean "{near}"?' if near else f", known are {', '.join(EXPRESSES)}"
+            require(name in EXPRESSES, f'x-engine.expresses has an unknown key "{name}"{hint}')
     for name, setting in settings.items():
         require(setting.get("description"), f'"{name}" has no description')
         typed = types(setting) or setting.keys() & {"enum", "const", "anyOf", "oneOf"}

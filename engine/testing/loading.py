@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from engine.attach.compressor import Compressor
+from engine.export.exporter import Exporter
 from engine.plugins.stack import Stack
 from engine.pruning.pruner import Pruner
 from engine.pruning.schedule import Schedule
 from engine.quantization.quantizer import Quantizer
 from engine.testing.apart import ask
 from engine.testing.outcome import (
+    EXPORTER,
     EXTENSION_ROLES,
     PRUNER,
     QUANTIZER,
@@ -58,6 +60,10 @@ def its_class_is_of_its_kind(subject: Subject) -> None:
     cls, role = subject.cls, subject.role
     if role in EXTENSION_ROLES:
         Stack([subject.extension()])
+        return
+    if role == EXPORTER:
+        named = f"{cls.__name__} is no subclass of engine.export.Exporter"
+        require(issubclass(cls, Exporter), named)
         return
     base = _BASES[role]
     require(issubclass(cls, base), f"{cls.__name__} is no subclass of engine.{base.__name__}")

@@ -53,3 +53,38 @@ def perceptron(width: int = 64, depth: int = 3) -> nn.Sequential:
     for _ in range(depth):
         layers += [nn.Linear(width, width), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def linear_net(width: int = 64) -> nn.Sequential:
+    """Return two linear layers, with and without a bias, for inputs (..., width)."""
+    return nn.Sequential(nn.Linear(width, 32, bias=False), nn.GELU(), nn.Linear(32, 8))
+
+
+def language_model(
+    layers: int = 1, *, tied: bool = True, kind: str = "llama", **settings: object
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a random causal language model of transformers, and tokens for it.
+
+    Args:
+        layers: decoder layers; grouped queries, widths that groups of 64 divide.
+        tied: whether head and embedding are one tensor.
+        kind: transformers' ``model_type``.
+        **settings: further ones of the config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        kind,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=96,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        use_cache=False,
+        **settings,
+    )
+    model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model.eval(), {"input_ids": torch.randint(0, 96, (2, 7))}

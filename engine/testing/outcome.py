@@ -34,9 +34,10 @@ BAD = frozenset((FAILED, UNEXPECTED))
 PRUNER, QUANTIZER = "pruner", "quantizer"
 SCHEDULE, SEARCH = "schedule", "search"
 WATCHER, CONSTRAINT = "watcher", "constraint"
+EXPORTER = "exporter"
 ALGORITHM_ROLES = (PRUNER, QUANTIZER, SCHEDULE, SEARCH)
 EXTENSION_ROLES = (WATCHER, CONSTRAINT)
-ROLES = (*ALGORITHM_ROLES, *EXTENSION_ROLES)
+ROLES = (*ALGORITHM_ROLES, *EXTENSION_ROLES, EXPORTER)
 
 CheckFunction = Callable[["Subject"], "str | None"]
 

@@ -82,9 +82,16 @@ class Subject:
             torch.manual_seed(seed)
             if "model" not in self.hints:
                 return residual_net(), (torch.randn(INPUT_SHAPE),)
+            model, inputs = self.example_model(seed)
+            return model, inputs if isinstance(inputs, tuple) else (inputs,)
+
+    def example_model(self, seed: int = 0) -> tuple[nn.Module, Any]:
+        """Return a fresh model and its example inputs as ``x-engine.check.model`` gives them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             module, _, name = str(self.hints["model"]).partition(":")
             model, inputs = getattr(importlib.import_module(module), name)()
-            return model, inputs if isinstance(inputs, tuple) else (inputs,)
+            return model, inputs
 
     # -- use -----------------------------------------------------------------------------------
 

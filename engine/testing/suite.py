@@ -7,7 +7,7 @@ from importlib import import_module
 
 from engine.errors import EngineError, PluginError, nearest
 from engine.plugins import registry
-from engine.plugins.registry import ALGORITHMS, EXTENSIONS, Plugin
+from engine.plugins.registry import ALGORITHMS, EXPORTERS, EXTENSIONS, Plugin
 from engine.testing.outcome import CHECKS as CHECKS
 from engine.testing.outcome import FAILED, SKIPPED, Check, Result, run
 from engine.testing.subject import Subject
@@ -22,6 +22,7 @@ _MODULES = (
     "searching",
     "composition",
     "extensions",
+    "exporting",
     "results",
 )
 #: The check without which no other has a meaning.
@@ -85,12 +86,13 @@ def _chosen(checks: list[Check], only: Sequence[str] | None) -> list[Check]:
 
 
 def find(name: str) -> Plugin:
-    """Return the algorithm or else the extension called ``name``, also one that cannot be used.
+    """Return the algorithm, extension or exporter called ``name``, also one that cannot be used.
 
     Raises:
-        UnknownPlugin: there is neither.
+        UnknownPlugin: there is none.
     """
-    listed = [(ALGORITHMS, registry.algorithms()), (EXTENSIONS, registry.extensions())]
+    groups = (ALGORITHMS, EXTENSIONS, EXPORTERS)
+    listed = [(group, registry.in_group(group)) for group in groups]
     for group, plugins in listed:
         found = registry.resolve(name, group)
         if isinstance(found, Plugin):
@@ -106,6 +108,7 @@ def _unknown(name: str, names: list[str]) -> registry.UnknownPlugin:
     near = nearest(name, names)
     hint = f'\n  did you mean "{near}"?' if near else ""
     return registry.UnknownPlugin(
-        f'no algorithm and no extension is called "{name}"\n  installed: {", ".join(names)}{hint}',
+        f'no algorithm, extension or exporter is called "{name}"\n'
+        f"  installed: {', '.join(names)}{hint}",
         plugin=name,
     )

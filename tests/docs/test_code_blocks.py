@@ -14,14 +14,15 @@ from engine.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-#: Pages under docs/algorithms are made from schemas when the site is built: see test_site. Those of
-#: the third-party packages need what they describe: see tests/template/test_third_party_packages.
+#: Pages of plugins are made from schemas when the site is built: see test_site. Those of the
+#: third-party packages need what they describe: see tests/template/test_third_party_packages.
+MADE = {"algorithms", "exporters"}
 PAGES = [
     ROOT / "README.md",
     *sorted(
         page
         for page in ROOT.glob("docs/**/*.md")
-        if page.parent.name != "algorithms" and "third_party" not in page.parts
+        if page.parent.name not in MADE and "third_party" not in page.parts
     ),
 ]
 #: Blocks that are shown, not run: the shell commands of README are what .ci/run does.

@@ -52,6 +52,20 @@ def test_every_setting_is_on_the_page_of_its_plugin(
     assert "## Example" in page
 
 
+@pytest.mark.parametrize("plugin", registry.exporters(), ids=lambda plugin: plugin.name)
+def test_the_page_of_a_format_says_what_it_holds(
+    generate: ModuleType, plugin: registry.Plugin
+) -> None:
+    page = generate.exporter_page(plugin)
+    options = (*plugin.schema["properties"], *plugin.runtime_arguments)
+    assert all(f"| `{name}` |" in page for name in options)
+    assert all(str(scheme) in page for scheme in plugin.expresses.get("weights", ()))
+    summary = inspect.getdoc(plugin.load()).splitlines()[0]
+    assert summary.replace("``", "`") in page
+    example = page.partition("```python\n")[2].partition("```")[0]
+    assert example.startswith(f'compressor.export("{plugin.name}"')
+
+
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
 def test_the_example_on_the_page_of_a_plugin_is_right(
     generate: ModuleType, plugin: registry.Plugin, tmp_path: Path

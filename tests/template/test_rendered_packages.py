@@ -18,7 +18,11 @@ ROLES = {
     "quantization": "quantizer",
     "schedule": "schedule",
     "extension": "watcher",
+    "exporter": "exporter",
 }
+
+
+GROUPS = {"extension": "engine.extensions", "exporter": "engine.exporters"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def test_a_package_is_complete(packages: dict[str, Path], kind: str) -> None:
     project = tomllib.loads((package / "pyproject.toml").read_text())
     groups = project["project"]["entry-points"]
     (group,) = groups
-    assert group == ("engine.extensions" if kind == "extension" else "engine.algorithms")
+    assert group == GROUPS.get(kind, "engine.algorithms")
     assert list(groups[group]) == [f"of_kind_{kind}"]
 
 
@@ -78,9 +82,10 @@ def test_a_package_is_clean_by_the_usual_linters(packages: dict[str, Path], kind
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_example_of_the_readme_runs(
-    packages: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+    packages: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _put_on_path(packages[kind], monkeypatch)
+    monkeypatch.chdir(tmp_path)
     text = (packages[kind] / "README.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
     namespace: dict[str, object] = {}
@@ -124,8 +129,8 @@ def test_three_commands_lead_to_a_green_check_in_a_fresh_environment(
     assert {each["outcome"] for each in checks} <= {"ok", "skipped"}
     assert sum(each["outcome"] == "ok" for each in checks) > len(checks) * 0.8
 
-    extensions = ["--extensions"] if kind == "extension" else []
-    listed = environment.engine("list-algorithms", *extensions, cwd=tmp_path).stdout
+    lists = {"extension": ["--extensions"], "exporter": ["--exporters"]}
+    listed = environment.engine("list-algorithms", *lists.get(kind, []), cwd=tmp_path).stdout
     assert [line.split()[:3] for line in listed.splitlines() if line.startswith(name)] == [
         [name, ROLES[kind], "ok"]
     ]

@@ -14,7 +14,11 @@ ENGINE = (
     *("engine", "plugins_builtin", "plugin_template"),
     *("pyproject.toml", "README.md", "LICENSE"),
 )
-PLUGINS = {"movement": ("movement_pruning", "pruner"), "pact": ("pact", "quantizer")}
+PLUGINS = {
+    "movement": ("movement_pruning", "pruner"),
+    "pact": ("pact", "quantizer"),
+    "c_header": ("c_header", "exporter"),
+}
 GENERATED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
 
 
@@ -48,6 +52,7 @@ def environment(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Envi
     wheels = sorted(folder.glob("*.whl"))
     assert [wheel.name.partition("-")[0] for wheel in wheels] == [
         "engine",
+        "engine_c_header",
         "engine_movement",
         "engine_pact",
     ]
@@ -62,11 +67,14 @@ def test_wheels_bring_what_they_need(environment: Environment, tmp_path: Path) -
     done = environment.run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(str(environment.packages) in line for line in done.stdout.splitlines())
-    listed = environment.engine("list-algorithms", cwd=tmp_path)
-    assert (listed.returncode, listed.stderr) == (0, "")
-    rows = {line.split()[0]: line.split()[1:5] for line in listed.stdout.splitlines() if line}
+    rows = {}
+    for options in ((), ("--exporters",)):
+        listed = environment.engine("list-algorithms", *options, cwd=tmp_path)
+        assert (listed.returncode, listed.stderr) == (0, "")
+        rows |= {line.split()[0]: line.split()[1:5] for line in listed.stdout.splitlines() if line}
     for name, (_, role) in PLUGINS.items():
-        assert rows[name] == [role, "ok", f"engine-{name}", "0.1.0"]
+        distribution = f"engine-{name.replace('_', '-')}"
+        assert rows[name] == [role, "ok", distribution, "0.1.0"]
     assert rows["level"][:2] == ["pruner", "ok"]
     made = environment.engine("new-algorithm", "other", "--kind", "schedule", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
@@ -84,7 +92,7 @@ def test_every_check_is_green(environment: Environment, name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", PLUGINS)
 def test_its_own_tests_pass(environment: Environment, sources: Path, name: str) -> None:
     """Those beside the engine's checks, which the test above has run."""
-    checks = "not TestMovementPruner and not TestPACTQuantizer"
+    checks = "not TestMovementPruner and not TestPACTQuantizer and not TestCHeaderExporter"
     options = ["-q", "-p", "no:cacheprovider", "-k", checks]
     tested = environment.run("-m", "pytest", *options, cwd=sources / PLUGINS[name][0])
     assert tested.returncode == 0, tested.stdout
@@ -111,7 +119,7 @@ def test_only_what_is_public_is_imported(package: str) -> None:
     import engine
 
     public = {"engine", "engine.pruning", "engine.quantization", "engine.testing"}
-    public |= {"engine.algorithms"}
+    public |= {"engine.algorithms", "engine.export"}
     for path in (PACKAGES / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("engine."):

@@ -86,10 +86,11 @@ def schema_of(role, **check):
 
 def made(site, cls, role, schema=None, code=CODE, **check):
     """Install a class of ``code`` as the plugin ``made``; return it."""
-    group = "extensions" if role in ("watcher", "constraint") else "algorithms"
+    groups = {"watcher": "extensions", "constraint": "extensions", "exporter": "exporters"}
+    group = groups.get(role, "algorithms")
     site.distribution("made-for-tests", **{group: [("made", f"made_for_tests:{cls}")]})
     site.package("made_for_tests", code=code, schema=schema or schema_of(role, **check))
     registry.refresh()
-    listed = registry.extensions() if group == "extensions" else registry.algorithms()
+    listed = getattr(registry, group)()
     (plugin,) = [each for each in listed if each.name == "made"]
     return plugin

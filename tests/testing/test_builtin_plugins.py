@@ -11,9 +11,17 @@ from engine.testing.outcome import Check, run
 from engine.testing.subject import Subject
 from engine.testing.suite import checks_for
 
+
+def marks(plugin: Plugin, check: Check) -> list[pytest.MarkDecorator]:
+    """Exporting graphs takes seconds each, and a dozen of them are tried."""
+    writes = check.function.__module__ == "engine.testing.exporting"
+    graph = plugin.expresses.get("example", False)
+    return [pytest.mark.slow] if writes and graph else []
+
+
 PAIRS = [
-    pytest.param(plugin, check, id=f"{plugin.name}-{check.name}")
-    for plugin in [*registry.algorithms(), *registry.extensions()]
+    pytest.param(plugin, check, id=f"{plugin.name}-{check.name}", marks=marks(plugin, check))
+    for plugin in [*registry.algorithms(), *registry.extensions(), *registry.exporters()]
     if plugin.comes_from(OWN_DISTRIBUTION)
     for check in checks_for(plugin)
 ]

@@ -75,7 +75,7 @@ def test_an_extension_is_found_as_well(run):
 def test_an_unknown_plugin_gets_the_nearest(run):
     code, output, errors = run("check", "channel_roundin")
     assert (code, output) == (2, "")
-    assert errors.startswith('no algorithm and no extension is called "channel_roundin"\n')
+    assert errors.startswith('no algorithm, extension or exporter is called "channel_roundin"\n')
     assert errors.endswith('did you mean "channel_rounding"?\n')
 
 

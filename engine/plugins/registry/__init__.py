@@ -1,8 +1,9 @@
 """Finds the installed plugins; imports one only when it is used.
 
-Plugins are entry points of the groups ``engine.algorithms`` and ``engine.extensions``. Listing
-them reads metadata and schemas only: no plugin, and neither torch, pluggy nor jsonschema, is
-imported. A plugin that is broken or incompatible is listed with the reason and harms nothing else.
+Plugins are entry points of the groups ``engine.algorithms``, ``engine.extensions`` and
+``engine.exporters``. Listing them reads metadata and schemas only: no plugin, and neither torch,
+pluggy nor jsonschema, is imported. A plugin that is broken or incompatible is listed with the
+reason and harms nothing else.
 
 When two distributions offer one name, the engine's own wins; between two others, neither is found
 by its bare name, and both can be used as ``"distribution:name"``. Two environment variables, read
@@ -20,10 +21,18 @@ import sys
 from engine.errors import PluginError
 from engine.plugins.registry.catalog import Catalog, Refusal, UnknownPlugin, settings
 from engine.plugins.registry.plugin import STATUSES, Plugin
-from engine.plugins.registry.scan import ALGORITHMS, EXTENSIONS, OWN_DISTRIBUTION, Entry, scan
+from engine.plugins.registry.scan import (
+    ALGORITHMS,
+    EXPORTERS,
+    EXTENSIONS,
+    OWN_DISTRIBUTION,
+    Entry,
+    scan,
+)
 
 __all__ = [
     "ALGORITHMS",
+    "EXPORTERS",
     "EXTENSIONS",
     "OWN_DISTRIBUTION",
     "STATUSES",
@@ -31,6 +40,7 @@ __all__ = [
     "Refusal",
     "UnknownPlugin",
     "algorithms",
+    "exporters",
     "extensions",
     "find",
     "find_class",
@@ -83,6 +93,11 @@ def algorithms() -> list[Plugin]:
 def extensions() -> list[Plugin]:
     """Return every extension that is installed, sorted by name, usable or not."""
     return in_group(EXTENSIONS)
+
+
+def exporters() -> list[Plugin]:
+    """Return every exporter that is installed, sorted by name, usable or not."""
+    return in_group(EXPORTERS)
 
 
 def resolve(name: str, group: str = ALGORITHMS) -> Plugin | Refusal:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.errors import PluginError, nearest
 from engine.plugins.registry.plugin import Plugin
-from engine.plugins.registry.scan import ALGORITHMS, OWN_DISTRIBUTION, Entry, normalised
+from engine.plugins.registry.scan import ALGORITHMS, OWN_DISTRIBUTION, WORDS, Entry, normalised
 
 
 class Refusal(NamedTuple):
@@ -113,7 +113,7 @@ class Catalog:
         return usable[0] if len(usable) == 1 else self._refuse(name, own, plugins, group)
 
     def _refuse(self, name: str, own: list[Plugin], plugins: list[Plugin], group: str) -> Refusal:
-        word = "algorithm" if group == ALGORITHMS else "extension"
+        word = WORDS[group]
         if not own:
             names = [plugin.name for plugin in plugins if plugin.status == "ok"]
             known = dict.fromkeys(names, "")

@@ -9,7 +9,7 @@ from typing import Any
 from engine.api_version import API_VERSION
 from engine.errors import PluginError
 from engine.plugins.registry import schema_file
-from engine.plugins.registry.scan import ALGORITHMS, OWN_DISTRIBUTION, Entry, normalised
+from engine.plugins.registry.scan import OWN_DISTRIBUTION, Entry, normalised
 from engine.plugins.registry.schema_file import DRIVING
 
 #: What becomes of a plugin: only ``ok`` is found by its bare name, ``clash`` by its qualified one.
@@ -17,14 +17,14 @@ STATUSES = ("ok", "broken", "incompatible", "clash", "blocked")
 
 
 class Plugin:
-    """An algorithm or extension that some installed distribution offers.
+    """An algorithm, extension or exporter that some installed distribution offers.
 
     Nothing is imported and no file read before an attribute needs it; ``load()`` alone imports the
     plugin's code. Attributes that come from a schema are empty when the schema cannot be read.
 
     Attributes:
         name: the entry point's name, such as ``"level"``.
-        group: ``"engine.algorithms"`` or ``"engine.extensions"``.
+        group: ``"engine.algorithms"``, ``"engine.extensions"`` or ``"engine.exporters"``.
         value: the entry point's value, such as ``"my_package:MyPruner"``.
         module: the part of ``value`` before the colon.
         attribute: the part of ``value`` after the colon.
@@ -107,13 +107,13 @@ class Plugin:
 
     @property
     def kind(self) -> str:
-        """``"pruning"`` or ``"quantization"``; an extension's may be ``"any"``."""
+        """``"pruning"`` or ``"quantization"``; an extension's may be ``"any"``; ``"exporter"``."""
         return self._text("kind")
 
     @property
     def role(self) -> str:
-        """``"provider"``, ``"schedule"`` or ``"search"``; ``"watcher"`` or ``"constraint"``."""
-        return self._text("role") or ("provider" if self.group == ALGORITHMS else "watcher")
+        """``"provider"``, ``"schedule"``, ``"search"``, ``"watcher"``, ``"constraint"``, ..."""
+        return self._text("role") or schema_file.default_role(self.group)
 
     @property
     def label(self) -> str:
@@ -149,6 +149,29 @@ class Plugin:
     def capabilities(self) -> tuple[str, ...]:
         """Optional abilities that the plugin declares."""
         return self._texts("capabilities")
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """How names of an exporter's files end, such as ``".onnx"``; ``"/"`` is a folder."""
+        return self._texts("endings")
+
+    @property
+    def expresses(self) -> dict[str, Any]:
+        """What an exporter's format can hold: kinds, layers, schemes, bits, ..."""
+        value = self._facts.get("expresses")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """Modules that an exporter imports, each with what pip installs it by."""
+        value = self._facts.get("needs")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def reader(self) -> dict[str, str]:
+        """Modules that read an exporter's files back, each with what pip installs it by."""
+        value = self._facts.get("reader")
+        return value if isinstance(value, dict) else {}
 
     @property
     def base_argument(self) -> str | None:

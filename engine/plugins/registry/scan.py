@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 ALGORITHMS = "engine.algorithms"
 EXTENSIONS = "engine.extensions"
-GROUPS = (ALGORITHMS, EXTENSIONS)
+EXPORTERS = "engine.exporters"
+#: What a plugin of each group is called in messages.
+WORDS = {ALGORITHMS: "algorithm", EXTENSIONS: "extension", EXPORTERS: "exporter"}
+GROUPS = tuple(WORDS)
 #: The distribution that this package belongs to.
 OWN_DISTRIBUTION = "engine"
 

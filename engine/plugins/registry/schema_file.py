@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 from engine.api_version import API_VERSION
-from engine.plugins.registry.scan import ALGORITHMS
+from engine.plugins.registry.scan import ALGORITHMS, EXPORTERS, EXTENSIONS
 
 KINDS = ("pruning", "quantization")
 #: An extension may also serve both kinds.
@@ -20,6 +20,13 @@ DRIVING = ("schedule", "search")
 #: Whether an algorithm needs batches to be calibrated with.
 CALIBRATION = ("required", "optional")
 EXTENSION_ROLES = ("watcher", "constraint")
+EXPORTER = "exporter"
+#: What ``kind`` and ``role`` may be, the first role being the default.
+_ALLOWED = {
+    ALGORITHMS: (KINDS, ROLES),
+    EXTENSIONS: (EXTENSION_KINDS, EXTENSION_ROLES),
+    EXPORTERS: ((EXPORTER,), (EXPORTER,)),
+}
 _REQUIRED = ("kind", "api", "summary")
 
 
@@ -123,9 +130,7 @@ def judge(schema: dict[str, Any], group: str) -> None:
         if not isinstance(facts[key], str):
             raise _broken(f"x-engine.{key} in schema.json is not text")
     _judge_api(facts["api"])
-    algorithm = group == ALGORITHMS
-    kinds = KINDS if algorithm else EXTENSION_KINDS
-    roles = ROLES if algorithm else EXTENSION_ROLES
+    kinds, roles = _ALLOWED[group]
     _one_of("kind", facts["kind"], kinds)
     _one_of("role", facts.get("role", roles[0]), roles)
     if "calibration" in facts:
@@ -138,6 +143,11 @@ def judge(schema: dict[str, Any], group: str) -> None:
         raise FaultError(
             "broken", f"x-engine.base_argument of a {role} names none of its arguments"
         )
+
+
+def default_role(group: str) -> str:
+    """Return the role of a plugin whose schema states none."""
+    return _ALLOWED[group][1][0]
 
 
 def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -1,0 +1,1 @@
+from fakes import site  # noqa: F401
