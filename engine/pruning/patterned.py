@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from engine.attach.wrapper import Wrapper
+from engine.calibration import LayerInputs
 from engine.calibration.n_m import pattern_of
 from engine.calibration.patches import has_rows
 from engine.errors import ConfigError, Problem
@@ -48,6 +51,11 @@ class PatternedPruner(Pruner):
             raise ConfigError([problem], describe(self))
         for wrapper in self.wrappers:
             wrapper.config["sparsity"] = fraction
+
+    def gone(self, wrapper: Wrapper, inputs: LayerInputs) -> Tensor:
+        """Return which weights are masked already, bool, as ``inputs.weight()``: they stay so."""
+        mask = wrapper.mask("weight")
+        return inputs.matrix(torch.ones_like(wrapper.weight) if mask is None else mask) == 0
 
     def check_layer(self, module: nn.Module) -> str | None:
         """Return why a layer's inputs cannot be told, or None."""

@@ -32,22 +32,27 @@ class SparseGPTPruner(PatternedPruner):
         self, wrapper: Wrapper, inputs: LayerInputs, sparsity: float
     ) -> LayerResult:
         """Return the weight that is left; the damping is the best on inputs kept apart."""
+        gone = self.gone(wrapper, inputs)
 
-        def kept(scores: Tensor) -> Tensor:
+        def kept(scores: Tensor, gone: Tensor) -> Tensor:
+            scores = scores.masked_fill(gone, -1.0)  # what is gone stays gone
             if self.removes is not None:
                 return n_m_mask(scores, *self.removes)
             return smallest_removed(scores, prune_count(scores.numel(), sparsity))
 
-        def choose(start: int, values: Tensor, diagonal: Tensor) -> Callable[[int, Tensor], Tensor]:
-            mask = kept(values.square() / diagonal.square())
-            return lambda column, value: value * mask[:, column - start]
+        def of_group(number: int) -> Choose:
+            own = gone if gone.dim() == 2 else gone[number]
+
+            def choose(start: int, values: Tensor, diagonal: Tensor) -> Callable[..., Tensor]:
+                columns = slice(start, start + values.shape[1])
+                mask = kept(values.square() / diagonal.square(), own[:, columns])
+                return lambda column, value: value * mask[:, column - start]
+
+            return choose
 
         def plain(weight: Tensor) -> Tensor:
             norms = inputs.square_norms().sqrt().unsqueeze(-2)
-            return weight * kept(weight.abs() * norms)
-
-        def of_group(number: int) -> Choose:
-            return choose
+            return weight * kept(weight.abs() * norms, gone)
 
         step = self.block_size if self.removes is None else self.removes[1]
         found = best_sweep(inputs, plain, of_group, dampings=self.damping, step=step)

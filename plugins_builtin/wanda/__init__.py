@@ -20,6 +20,7 @@ class WandaPruner(PatternedPruner):
         """Return the mask, compared within each row: what is gone already goes first."""
         weight = inputs.weight()
         scores = weight.abs() * inputs.square_norms().sqrt().unsqueeze(-2)
+        scores.masked_fill_(self.gone(wrapper, inputs), -1.0)
         if self.removes is not None:
             return LayerResult(mask=inputs.restored(n_m_mask(scores, *self.removes)))
         count = prune_count(weight.numel(), sparsity)

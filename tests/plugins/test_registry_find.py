@@ -84,7 +84,7 @@ def test_a_broken_plugin_says_why_and_what_to_do(site):
 def test_an_incompatible_plugin_says_for_what_it_was_written(site):
     site.plugin("lut", "lut-plugin", schema=with_facts(api="2.0"))
     assert message("lut") == (
-        "lut (lut-plugin 1.0) is incompatible: written for engine API 2.0, this engine has 1.0\n"
+        "lut (lut-plugin 1.0) is incompatible: written for engine API 2.0, this engine has 1.1\n"
         '  upgrade engine, or set ENGINE_BLOCK="lut-plugin"'
     )
     site.plugin("old", "old-plugin", schema=with_facts(api="0.9"))

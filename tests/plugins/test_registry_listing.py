@@ -83,12 +83,12 @@ def test_listing_does_not_import_the_plugin_nor_the_packages_above_it(site):
         (
             with_facts(api="2.0"),
             "incompatible",
-            "written for engine API 2.0, this engine has 1.0",
+            "written for engine API 2.0, this engine has 1.1",
         ),
         (
-            with_facts(api="1.1"),
+            with_facts(api="1.2"),
             "incompatible",
-            "written for engine API 1.1, this engine has 1.0",
+            "written for engine API 1.2, this engine has 1.1",
         ),
         (
             {**SCHEMA, "properties": []},

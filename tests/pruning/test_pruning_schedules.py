@@ -5,7 +5,16 @@ from fractions import Fraction
 
 import pytest
 import torch
-from models import ConvNet, images, mlp, pruner_plugins, settings_of, train_step, zeros
+from models import (
+    ConvNet,
+    calibration_of,
+    images,
+    mlp,
+    pruner_plugins,
+    settings_of,
+    train_step,
+    zeros,
+)
 from torch import nn
 
 from engine import EngineError, Pruner
@@ -49,9 +58,15 @@ def paper(epoch, initial, final, start, end, frequency):
     return final + (initial - final) * (1 - (t - start) / (end - start)) ** 3
 
 
+def batches_for(algorithm):
+    """What a pruner inside is calibrated with, if it is one of the installed that are."""
+    return calibration_of(algorithm) if isinstance(algorithm, str) else {}
+
+
 def agp(model, pruning_algorithm="level", optimizer=None, **entry):
     entry = {"final_sparsity": 0.8, "end_epoch": 4, "op_types": ["default"], **entry}
-    return AGPPruner(model, [entry], optimizer, pruning_algorithm=pruning_algorithm)
+    batches = batches_for(pruning_algorithm)
+    return AGPPruner(model, [entry], optimizer, pruning_algorithm=pruning_algorithm, **batches)
 
 
 @pytest.mark.parametrize("initial", [0, 0.1])
@@ -211,6 +226,7 @@ def test_names_as_nni_users_know_them():
 
 def lottery(model, rounds=3, **arguments):
     entry = {"sparsity": 0.875, "prune_iterations": rounds, "op_types": ["default"]}
+    arguments.update(batches_for(arguments.get("pruning_algorithm")))
     return LotteryTicketPruner(model, [entry], **arguments)
 
 
@@ -342,6 +358,7 @@ def test_every_schedule_over_every_pruner_can_be_attached_and_detached(schedule)
         model = ConvNet()
         settings = settings_of(plugin)
         settings[plugin.base_argument] = base
+        settings.update(batches_for(base))
         pruner = plugin.load()(model, **settings)
         pruner.compress()
         model(images())
