@@ -17,7 +17,8 @@ from engine.export.onnx_reader import onnx_reader
 from engine.export.packed import PackedWeight, pack, unpack
 from engine.export.packed_file import load_quantized
 from engine.export.safetensors_stream import write_safetensors
-from engine.export.source import GridFacts, Source, SourceLayer
+from engine.export.source import Source
+from engine.export.source_layer import GridFacts, SourceLayer
 from engine.export.torch_program import exported_program, load_program
 from engine.files import PathLike
 from engine.pruning.mask_files import apply_masks, load_masks, masks_of

@@ -22,7 +22,8 @@ from torch import nn
 
 from engine.errors import ExportError
 from engine.export.exporter import Refused
-from engine.export.source import Source, SourceLayer
+from engine.export.source import Source
+from engine.export.source_layer import SourceLayer
 
 #: What ``expresses`` may say.
 EXPRESSES = ("kinds", "layers", "weights", "bits", "group_sizes", "activations", "example")

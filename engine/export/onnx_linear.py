@@ -14,7 +14,8 @@ from engine.export.comparison import largest_difference
 from engine.export.exporter import Refused
 from engine.export.onnx_file import OnnxOptions, export_onnx
 from engine.export.plain_outputs import tensors
-from engine.export.source import Source, SourceLayer
+from engine.export.source import Source
+from engine.export.source_layer import SourceLayer
 
 
 def write_onnx_with(

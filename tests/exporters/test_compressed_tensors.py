@@ -81,6 +81,20 @@ def test_bfloat16_stays_and_groups_are_exact_in_it(load):
         assert torch.equal(loaded.get_submodule(name).weight, layer.weight()), name
 
 
+def test_pruned_and_quantized_zeros_stay_zeros(load):
+    model, tokens = language_model()
+    entries = [
+        {"op_types": ["Linear"], "sparsity": 0.5},
+        {"op_names": ["lm_head"], "exclude": True},
+    ]
+    pruner = engine.create_compressor(model, {"compressor": "level", "config_list": entries})
+    pruner.compress()
+    quantizer = attached(model, types=("Linear",))
+    loaded = load(quantizer)
+    assert torch.equal(loaded(**tokens).logits, model(**tokens).logits)
+    assert (loaded.model.layers[0].mlp.up_proj.weight == 0).float().mean() >= 0.5
+
+
 def test_packed_words_hold_the_first_column_lowest(tmp_path):
     """The layout of the format, worked out by hand: codes count from -8."""
     from safetensors.torch import load_file
