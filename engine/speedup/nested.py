@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ def tensors_in(value: Any) -> list[Tensor]:
     with attributes, but not modules.
     """
     return list(_walk(value, set()))
+
+
+def tensors_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among an operator's arguments: they are there, or in one list of them."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(each for each in value if isinstance(each, Tensor))
+    return found
 
 
 def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
+from engine.speedup.living import Living
 from engine.speedup.records import Back, Call, Fold, Place, Record, Size, Split
 from engine.speedup.tags import Owner, owner_of
 from engine.speedup.tracked import Slot, Tracked
@@ -61,7 +61,7 @@ class Trace:
         #: Which tensors share memory.
         self.aliases = Aliases()
         self._choices = choices or {}
-        self._known: Any = WeakTensorKeyDictionary()
+        self._known: Living[Tracked] = Living()
         #: Tagged numbers that the call that runs was given.
         self._given: list[Any] = []
         #: The number of the call that runs.
@@ -75,24 +75,25 @@ class Trace:
 
     def of(self, tensor: Tensor) -> Tracked:
         """Return what is known of ``tensor``; a parameter gets its labels when first asked for."""
-        known: Tracked | None = self._known.get(tensor)
+        known = self._known.get(tensor)
         if known is not None:
             return known
         slots = self._slots.get(id(tensor), [])
-        known = Tracked(tensor.shape, constant=True)
-        if slots:
+        if not slots:
+            known = Tracked(tensor.shape, constant=True)
+        else:
             labels = [self.labels.fresh(n) if n > 1 else None for n in tensor.shape]
             known = Tracked(tensor.shape, labels, constant=True, origin=slots[0].path)
             known.slots = slots
             known.unseen = set(known.dims())
             self.parameters.append(known)
-        self._known[tensor] = known
+        self._known.put(tensor, known)
         return known
 
     def put(self, tensor: Tensor, tracked: Tracked) -> Tracked:
         """Say what is known of a call's output."""
         tracked.origin = tracked.origin or self._path[-1]
-        self._known[tensor] = tracked
+        self._known.put(tensor, tracked)
         return tracked
 
     def pin(self, tracked: Tracked, reason: str, dims: Sequence[int] | None = None) -> None:

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
-from engine.speedup.nested import tensors_in
+from engine.speedup.nested import tensors_given, tensors_in
 from engine.speedup.records import Call, Held, Place, Record, Size
 from engine.speedup.seen_as_one import see_as_one
 from engine.speedup.tags import Tags, tagged
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
-from engine.speedup.widen import is_alike, is_light, takes_statistics
+from engine.speedup.widen import is_alike, light_modules, takes_statistics
 
 
 class Tracer(TorchDispatchMode, Trace):
@@ -50,7 +50,9 @@ class Tracer(TorchDispatchMode, Trace):
         self._zeros = zeros
         self._tags = Tags()
         self._numbers = 0
+        self._names: dict[Any, str] = {}
         self._held: Held | None = None
+        #: Whether modules that run are the model's, not what rules run of it.
         self._watching = True
 
     @torch.no_grad()
@@ -62,14 +64,15 @@ class Tracer(TorchDispatchMode, Trace):
             kwargs: keyword example inputs.
         """
         handles: list[RemovableHandle] = []
+        lights = light_modules(self.model)
         for path, module in self.model.named_modules():
-            light = path != "" and (is_light(module) or isinstance(module, self._zeros))
+            light = path != "" and (module in lights or isinstance(module, self._zeros))
             handles.append(module.register_forward_pre_hook(self._enter(path, light), prepend=True))
             handles.append(
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
             )
         for tensor in tensors_in((args, kwargs)):
-            self._known[tensor] = Tracked(tensor.shape, origin="input")
+            self.put(tensor, Tracked(tensor.shape, origin="input"))
         try:
             with tagged(self.model) as self._tags, self, _plain_recurrent(self.model):
                 output = self.model(*args, **kwargs)
@@ -96,10 +99,10 @@ class Tracer(TorchDispatchMode, Trace):
         """Run the operator, then its rule."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if self._held is None and not self._watching:
-            return output
         self._numbers += 1
-        name = func._schema.name.removeprefix("aten::")
+        name = self._names.get(func)
+        if name is None:
+            name = self._names[func] = func._schema.name.removeprefix("aten::")
         record = Record(self._numbers, name, self._tags.given)
         self.calls_of.setdefault(self.path, []).append(record)
         if self._held is not None:
@@ -110,8 +113,9 @@ class Tracer(TorchDispatchMode, Trace):
 
     def _see(self, record: Record, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         self._number, self._given = record.number, record.given
-        inputs = [self.of(t) for t in tensors_in((args, kwargs))]
-        outputs = tensors_in(output)
+        given = tensors_given(args, kwargs)
+        inputs = [self.of(t) for t in given]
+        outputs = tensors_given((output,), {})
         if not outputs:
             # A value leaves for Python (item, equal, ...): what it depends on is needed, in full.
             for tracked in inputs:
@@ -129,7 +133,7 @@ class Tracer(TorchDispatchMode, Trace):
         shared = self.aliases.others(args[0]) if name.endswith("_") and args else []
         # Of no elements nothing can be said: experts that the example did not choose, for one.
         empty = not outputs[0].numel() or (
-            name != "cat" and any(not t.numel() for t in tensors_in((args, kwargs)))
+            name != "cat" and any(not t.numel() for t in given)
         )
         back = rule(self, func, args, kwargs, output) if rule is not None and not empty else None
         for tracked in inputs:
@@ -152,6 +156,8 @@ class Tracer(TorchDispatchMode, Trace):
 
     def _enter(self, path: str, light: bool) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:
+            if not self._watching:
+                return
             self._path.append(path)
             for tensor in tensors_in(args):
                 known = self._known.get(tensor)
@@ -165,20 +171,26 @@ class Tracer(TorchDispatchMode, Trace):
         return enter
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self._watching:
+            return
         held = self._held
         if held is not None and held.module is module:
             self._held = None
-            # Outside of an operator's call the mode is on: what the rules compute is not watched.
+            # Outside of an operator's call the modes are on: what rules compute is not watched.
             self._watching = False
             try:
-                if self._sees_zeros(held, args, kwargs, output):
-                    see_as_one(self, module, args, kwargs, output)
-                else:
-                    for call in held.calls:
-                        self._see(*call)
+                with torch._C.DisableTorchFunction(), _disable_current_modes():
+                    self._look(held, args, kwargs, output)
             finally:
                 self._watching = True
         self._path.pop()
+
+    def _look(self, held: Held, args: Any, kwargs: Any, output: Any) -> None:
+        if self._sees_zeros(held, args, kwargs, output):
+            see_as_one(self, held.module, args, kwargs, output)
+        else:
+            for call in held.calls:
+                self._see(*call)
 
     def _sees_zeros(self, held: Held, args: Any, kwargs: Any, output: Any) -> bool:
         own = isinstance(held.module, self._zeros)

@@ -41,10 +41,21 @@ class Widened(NamedTuple):
     labels: dict[int, Tensor]
 
 
-def is_light(module: nn.Module) -> bool:
-    """Return whether ``module`` has no weight worth pruning: it may be kept as it is."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return all(t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors)
+def light_modules(model: nn.Module) -> set[nn.Module]:
+    """Return the modules with no weight worth pruning in them: they may be kept as they are."""
+    known: dict[nn.Module, bool] = {}
+
+    def is_light(module: nn.Module) -> bool:
+        if module not in known:
+            inside = [is_light(child) for child in module._modules.values() if child is not None]
+            tensors = [*module._parameters.values(), *module._buffers.values()]
+            known[module] = all(inside) and all(
+                t is None or t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors
+            )
+        return known[module]
+
+    is_light(model)
+    return {module for module, light in known.items() if light}
 
 
 def is_alike(args: Any, kwargs: Any, output: Any) -> bool:
