@@ -22,6 +22,7 @@ from engine.errors import PluginError
 from engine.plugins import registry
 from engine.plugins.blame import Verify, at_fault
 from engine.plugins.stack import Stack, describe
+from engine.pruning.companions import Companion, KeptRows
 from engine.pruning.masking import (
     RemovedWeights,
     agree_between_processes,
@@ -36,7 +37,6 @@ from engine.pruning.masking import (
 )
 
 if TYPE_CHECKING:
-    from engine.pruning.companions import Companion
     from engine.speedup import SpeedupReport
 
 
@@ -254,8 +254,9 @@ class MaskHolder(Compressor):
                 self._epochs_told += 1
 
     def _refresh_companions(self) -> None:
+        kept = KeptRows()
         for companion in self.companions:
-            companion.refresh()
+            companion.refresh(kept)
 
     @torch.no_grad()
     def _bake(self) -> None:

@@ -20,6 +20,7 @@ from engine.speedup.rules import RuleLike, all_rules
 from engine.speedup.sizes import give_up, set_sizes
 from engine.speedup.solve import decide, removed
 from engine.speedup.tracer import Tracer
+from engine.speedup.zeros import is_zero
 
 
 class SpeedupError(EngineError):
@@ -122,7 +123,17 @@ def refuse_compiled(model: nn.Module) -> None:
 
 def _unused(model: nn.Module, tracer: Tracer) -> bool:
     """Return whether some module has parameters that the traced run did not use."""
-    return any(_unseen(model, tracer, path) for path, _ in model.named_modules())
+    used = _used(tracer)
+    return any(_has_parameters(m) and id(m) not in used for m in model.modules())
+
+
+def _used(tracer: Tracer) -> set[int]:
+    """Return the ids of the modules whose parameters or buffers were used."""
+    return {id(slot.module) for tracked in tracer.parameters for slot in tracked.slots}
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(p is not None for p in module._parameters.values())
 
 
 @contextmanager
@@ -146,9 +157,8 @@ def _containers_training(model: nn.Module) -> Iterator[None]:
 
 def _unseen(model: nn.Module, tracer: Tracer, path: str) -> bool:
     """Return whether a module has parameters that were not used when the model was traced."""
-    used = {id(slot.module) for tracked in tracer.parameters for slot in tracked.slots}
     module = model.get_submodule(path)
-    return any(p is not None for p in module._parameters.values()) and id(module) not in used
+    return _has_parameters(module) and id(module) not in _used(tracer)
 
 
 def _report(
@@ -185,10 +195,11 @@ def _report(
 def _why_kept(tracer: Tracer, tracked: Any, weight: Tensor) -> str:
     """Return why filters whose weights are all zero stayed, with their number."""
     labels = tracked.labels[0]
-    zero = (weight.flatten(1) == 0).all(dim=1).cpu()
-    if labels is None or not bool(zero.any()):
+    stays = None if labels is None else ~removed(tracer, labels)
+    if labels is None or stays is None or not bool(stays.any()):
         return ""
-    kept = labels[zero & ~removed(tracer, labels)]
+    zero = is_zero(weight, 0)
+    kept = labels[zero & stays]
     if not len(kept):
         return ""
     return f"{len(kept)} of {int(zero.sum())}: {tracer.labels.reason(int(kept[0]))}"

@@ -85,6 +85,7 @@ class Trace:
             labels = [self.labels.fresh(n) if n > 1 else None for n in tensor.shape]
             known = Tracked(tensor.shape, labels, constant=True, origin=slots[0].path)
             known.slots = slots
+            known.unmasked = self.planning
             known.unseen = set(known.dims())
             self.parameters.append(known)
         self._known.put(tensor, known)

@@ -42,6 +42,7 @@ class Tracked:
         slots: where it is stored, for a parameter or buffer; empty for an activation.
         base: the parameter that this tensor is a view of, if any.
         grouped: for the weight of a grouped convolution, its channels.
+        unmasked: it is a parameter, and masks are yet to come: that an element is zero says nothing.
         unseen: dimensions of a parameter whose labels nothing else refers to yet.
         whole: the parameter keeps its size whatever goes; its module sees zeros there.
         scaled: dimensions in which another parameter scales it, so that a mask needs only that one.
@@ -68,6 +69,7 @@ class Tracked:
         self.base: Tracked | None = None
         self.grouped: Grouped | None = None
         self.whole = False
+        self.unmasked = False
         self.unseen: set[int] = set()
         self.scaled: set[int] = set()
         self.stale: tuple[str, list[Tracked]] | None = None
@@ -76,6 +78,11 @@ class Tracked:
             if self.dead[dim] is None:
                 self.dead[dim] = torch.full((self.shape[dim],), constant)
             self.need[dim] = torch.zeros(self.shape[dim], dtype=torch.bool)
+
+    @property
+    def is_unmasked(self) -> bool:
+        """Whether masks of it, or of the parameter that it is a view of, are yet to come."""
+        return (self.base or self).unmasked
 
     def dims(self) -> Iterator[int]:
         """Yield the dimensions that have labels."""

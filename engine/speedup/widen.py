@@ -82,20 +82,29 @@ def takes_statistics(calls: Sequence[tuple[Any, Any]]) -> bool:
 
 
 def constant_slices(
-    module: nn.Module, args: Sequence[Any], kwargs: Any, output: Tensor, known: Tracked
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Any,
+    output: Tensor,
+    known: Tracked,
+    *,
+    planning: bool,
 ) -> dict[int, Tensor]:
     """Return, by labelled dimension, which slices of the output do not depend on the input.
 
-    Found by running the module on other values where the input is not constant.
+    Found by running the module on other values where the input is not constant. While planning the
+    module's own numbers are yet to be masked: what they make constant now says nothing.
     """
     x = args[0]
-    alive = torch.ones(x.shape, dtype=torch.bool, device=x.device)
-    for dim in known.dims():
-        shape = [-1 if d == dim else 1 for d in range(x.dim())]
-        alive &= ~known.flags(dim).to(x.device).view(shape)
     constant = {dim: torch.ones(x.shape[dim], dtype=torch.bool) for dim in known.dims()}
     if known.constant:
         return constant
+    if planning and not any(bool(known.flags(dim).any()) for dim in constant):
+        return {dim: ~same for dim, same in constant.items()}
+    alive = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+    for dim in constant:
+        shape = [-1 if d == dim else 1 for d in range(x.dim())]
+        alive &= ~known.flags(dim).to(x.device).view(shape)
     for _ in range(max(1, -(-_SAMPLES * max(x.shape[d] for d in constant) // x.numel()))):
         other = torch.where(alive, torch.randn_like(x), x)
         differs = module.forward(other, *args[1:], **kwargs) != output

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.speedup.records import Back
-from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.rules.products import meet
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 
 def _attention(

@@ -11,9 +11,9 @@ from torch import Tensor
 from engine.speedup.labels import FIXED
 from engine.speedup.records import Back
 from engine.speedup.rules.dims import put_like, together
-from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 
 def along(trace: Trace, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str) -> Back:

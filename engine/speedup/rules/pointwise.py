@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from engine.speedup.records import Back
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 _NAMES = [
     "_conj",
@@ -171,22 +172,6 @@ _NAMES = [
 _VIEWS = frozenset({"alias", "detach", "contiguous", "to", "lift_fresh"})
 _PRODUCTS = frozenset({"mul", "bitwise_and", "logical_and"})
 _FACTORIES = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "zero", "fill"})
-
-
-def zero_slices(tensor: Tensor, tracked: Tracked, dim: int) -> Tensor:
-    """Return which slices of ``dim`` are zero whatever the input is, bool (size,)."""
-    dead = tracked.flags(dim)
-    if not bool(dead.any()):
-        return dead
-    values = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1)
-    return dead & (values == 0).all(dim=1).cpu()
-
-
-def uniform(x: Tensor, dim: int, dead: Tensor) -> Tensor:
-    """Return the value of each constant channel, NaN where it differs between positions."""
-    flat = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1).double().cpu()
-    alike = dead & (flat == flat[:, :1]).all(dim=1)
-    return torch.where(alike, flat[:, 0], torch.nan)
 
 
 def pointwise(

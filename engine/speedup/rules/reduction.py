@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from engine.speedup.records import Back
-from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 _REDUCTIONS = [
     "mean",
