@@ -15,6 +15,10 @@ def tensors_in(value: Any) -> list[Tensor]:
     Containers that PyTorch knows are opened, and so are mappings, dataclasses and other objects
     with attributes, but not modules.
     """
+    if isinstance(value, Tensor):
+        return [value]
+    if type(value) in (list, tuple) and all(isinstance(each, Tensor) for each in value):
+        return list(value)
     return list(_walk(value, set()))
 
 

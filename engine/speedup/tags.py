@@ -98,7 +98,9 @@ def tagged(model: nn.Module) -> Iterator[Tags]:
     for module in model.modules():
         plain = module.__dict__
         for name, value in plain.items():
-            marked = None if name.startswith("_") else _mark(Owner(module, name), value)
+            if type(value) not in (int, list, tuple) or name.startswith("_"):
+                continue
+            marked = _mark(Owner(module, name), value)
             if marked is not None:
                 replaced.append((plain, name, value, marked))
                 plain[name] = marked

@@ -132,9 +132,7 @@ class Tracer(TorchDispatchMode, Trace):
                 self.read_stale(tracked)
         shared = self.aliases.others(args[0]) if name.endswith("_") and args else []
         # Of no elements nothing can be said: experts that the example did not choose, for one.
-        empty = not outputs[0].numel() or (
-            name != "cat" and any(not t.numel() for t in given)
-        )
+        empty = not outputs[0].numel() or (name != "cat" and any(not t.numel() for t in given))
         back = rule(self, func, args, kwargs, output) if rule is not None and not empty else None
         for tracked in inputs:
             tracked.unseen.clear()
@@ -161,10 +159,11 @@ class Tracer(TorchDispatchMode, Trace):
             self._path.append(path)
             for tensor in tensors_in(args):
                 known = self._known.get(tensor)
-                for labels in known.labels if known is not None else ():
-                    if labels is not None:
-                        size = Size(0, path, len(labels), labels)
-                        self.inputs.setdefault(path, []).append(size)
+                for dim in known.dims() if known is not None else ():
+                    labels = known.labels[dim]
+                    assert labels is not None
+                    size = Size(0, path, known.shape[dim], labels)
+                    self.inputs.setdefault(path, []).append(size)
             if light and self._held is None:
                 self._held = Held(module, [])
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from engine.speedup.labels import Labels
+from engine.speedup.nested import tensors_in
 from engine.speedup.tracked import Tracked
 
 #: Operators whose result on the kept channels depends on how many there were.
@@ -60,7 +60,7 @@ def light_modules(model: nn.Module) -> set[nn.Module]:
 
 def is_alike(args: Any, kwargs: Any, output: Any) -> bool:
     """Return whether a module took one tensor and returned one of the same shape."""
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = tensors_in([*args, *kwargs.values()])
     return (
         len(tensors) == 1
         and len(args) > 0

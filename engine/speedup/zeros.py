@@ -59,11 +59,11 @@ class Reach:
         self._inputs = inputs
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Return which outputs depend on any of ``inputs``, bool (..., inputs) to (..., outputs)."""
+        """Return which outputs depend on any of ``inputs``, from bool (..., inputs)."""
         return _meets(self._weights, inputs, self._outputs)
 
     def inputs(self, outputs: Tensor) -> Tensor:
-        """Return which inputs any of ``outputs`` depends on, bool (..., outputs) to (..., inputs)."""
+        """Return which inputs any of ``outputs`` depends on, from bool (..., outputs)."""
         weights = None if self._weights is None else self._weights.mT
         return _meets(weights, outputs, self._inputs)
 

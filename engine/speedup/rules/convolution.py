@@ -39,8 +39,7 @@ def _convolution(
     nonzero: Tensor | None = None
     if tw.constant and not trace.planning:
         kernels = weight.flatten(2)
-        sizes = kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().sum(dim=2)
-        nonzero = sizes != 0
+        nonzero = kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().sum(dim=2)
     elif not trace.planning:
         zero_rows, zero_columns = (zero_slices(weight, tw, d) for d in (0, 1))
         nonzero = ~(zero_rows[:, None] | zero_columns)
@@ -66,7 +65,6 @@ def _convolution(
         lo = _grouped(trace, tx, lx, tw, outside, transposed, groups, dead_out)
     if lo is not None:
         made.labels[1], made.dead[1] = lo, dead_out
-        made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
         if tb is not None:
             meet(trace, made, 1, tb, 0, "convolution")
     elif tb is not None:

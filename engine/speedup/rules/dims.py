@@ -91,7 +91,6 @@ def _expand(
             labels = trace.labels.fresh(output.shape[e])
             made.labels[e] = labels
             made.dead[e] = torch.full((output.shape[e],), source.constant)
-            made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
             trace.ask(output.shape[e], labels, e, output.dim())
     return back
 

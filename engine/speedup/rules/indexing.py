@@ -140,7 +140,6 @@ def _index_add(
             continue
         trace.labels.unite(mine, theirs)
         made.labels[d] = mine
-        made.need[d] = torch.zeros(output.shape[d], dtype=torch.bool)
         zero = args[3].detach().movedim(d, 0).reshape(output.shape[d], -1)
         silent = source.flags(d) & ((zero == 0).all(dim=1).cpu() | known.constant)
         made.dead[d] = into.flags(d) & silent

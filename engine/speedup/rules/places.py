@@ -27,7 +27,6 @@ def along(trace: Trace, tensor: Tensor, of: Tensor, dim: int, index: Tensor, rea
         picked = torch.where(inside, labels[index.clamp(min=0)], FIXED)
         made.labels[dim] = picked
         made.dead[dim] = torch.where(inside, source.flags(dim)[index.clamp(min=0)], True)
-        made.need[dim] = torch.zeros(len(index), dtype=torch.bool)
         if reason:
             trace.labels.pin(labels, reason)
 
@@ -141,7 +140,6 @@ def _glu(
     dead = source.flags(dim)
     made.labels[dim] = labels[:half]
     made.dead[dim] = zero | (dead[:half] & dead[half:])
-    made.need[dim] = torch.zeros(half, dtype=torch.bool)
 
     def also() -> None:
         if made.used and not made.constant:

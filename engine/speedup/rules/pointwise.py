@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from engine.speedup.nested import tensors_given
 from engine.speedup.records import Back
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
@@ -178,15 +178,17 @@ def pointwise(
     trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Align the inputs' dimensions from the right and unite their labels."""
-    outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+    outputs = tensors_given((output,), {})
     out = outputs[0]
     if any(t.shape != out.shape for t in outputs):
         return None
     name = func._schema.name.removeprefix("aten::").rstrip("_")
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = tensors_given(args, kwargs)
     tracked = [trace.of(t) for t in tensors]
     rank, is_product = out.dim(), name in _PRODUCTS
     made = Tracked(out.shape, constant=all(t.constant for t in tracked) or name in _FACTORIES)
+    if len(tensors) == 1 and tracked[0].shape == made.shape and name not in _FACTORIES:
+        return _alone(trace, name, tensors[0], outputs)
     zeros: dict[tuple[int, int], Tensor] = {}
     for place in range(rank):
         members = [
@@ -215,7 +217,6 @@ def pointwise(
                 dead |= zeros[i, place]
         made.labels[place] = labelled[0][2]
         made.dead[place] = dead | (name in _FACTORIES)
-        made.need[place] = torch.zeros(out.shape[place], dtype=torch.bool)
     for tensor in outputs:
         trace.put(tensor, made)
         if name in _VIEWS:
@@ -240,6 +241,26 @@ def pointwise(
                         if where == place and other != i:
                             flow = flow & ~zero
                 t.want(dim, flow)
+
+    return back
+
+
+def _alone(trace: Trace, name: str, tensor: Tensor, outputs: Sequence[Tensor]) -> Back:
+    """Let outputs be what one input of their shape is."""
+    x = trace.of(tensor)
+    made = Tracked(x.shape, x.labels, x.dead, constant=x.constant)
+    for output in outputs:
+        trace.put(output, made)
+        if name in _VIEWS:
+            trace.aliases.add(output, tensor)
+
+    def back() -> None:
+        if made.used and not made.constant:
+            flows = [made.flow(dim) for dim in x.dims()]
+            if all(bool(flow.any()) for flow in flows):
+                x.used = True
+                for dim, flow in zip(x.dims(), flows, strict=True):
+                    x.want(dim, flow)
 
     return back
 

@@ -53,7 +53,6 @@ def _matmul(
         if labels is None:
             continue
         made.labels[place] = labels
-        made.need[place] = torch.zeros(output.shape[place], dtype=torch.bool)
         if place == 0 and rank == 3:
             dead = zero_slices(a, ta, 0) | zero_slices(b, tb, 0) | (ta.flags(0) & tb.flags(0))
         elif place == column:
