@@ -80,6 +80,6 @@ class KeptRows:
         """Return which filters of a layer stay, bool (filters,); None if it has no mask."""
         if wrapper not in self._known:
             mask = wrapper.mask("weight")
-            rows = None if mask is None else Channels(wrapper.module).rows(mask)
-            self._known[wrapper] = None if rows is None else (rows.amax(dim=1) != 0).cpu()
+            left = None if mask is None else Channels(wrapper.module).left(mask).cpu()
+            self._known[wrapper] = left
         return self._known[wrapper]

@@ -28,6 +28,7 @@ from engine.pruning.masking import (
     agree_between_processes,
     calculated,
     checked_masks,
+    expanded_masks,
     fraction,
     hold,
     in_config,
@@ -214,7 +215,7 @@ class MaskHolder(Compressor):
 
     def _verifiers(self) -> Mapping[str, Verify]:
         return {
-            "calc_mask": lambda masks, plugin, wrapper, *_: checked_masks(masks, wrapper, plugin),
+            "calc_mask": lambda masks, plugin, wrapper, *_: expanded_masks(masks, wrapper, plugin),
             "sparsity": fraction,
         }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.speedup.compare import copied
+from engine.speedup.guesses import Guesses
 from engine.speedup.records import Place
 from engine.speedup.rules import RULES
 from engine.speedup.shrink import evaluation, refuse_compiled
@@ -138,10 +139,19 @@ def plan(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -
     refuse_compiled(model)
     choices: dict[Place, int] = {}
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
+    guesses: Guesses | None = Guesses()
     while True:
-        tracer = Tracer(model, RULES, planning=True, choices=choices)
-        with evaluation(model):
-            tracer.run(*copied((positional, dict(kwargs or {}))))
+        tracer = Tracer(model, RULES, planning=True, choices=choices, guesses=guesses)
+        try:
+            with evaluation(model):
+                tracer.run(*copied((positional, dict(kwargs or {}))))
+        except Exception:
+            if guesses is None:
+                raise
+            guesses.failed = True
+        if guesses is not None and guesses.failed:
+            guesses = None  # values decide something: all is computed
+            continue
         bound = [
             split
             for split in tracer.splits

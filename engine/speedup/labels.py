@@ -11,6 +11,9 @@ FIXED = 0
 #: Of a class that may go: larger than the number of any reason.
 _NONE = torch.iinfo(torch.int64).max
 
+#: Labels that there is room for at first.
+_ROOM = 1 << 16
+
 
 class Labels:
     """Union-find over integer labels, with a reason for each class that must stay.
@@ -23,9 +26,9 @@ class Labels:
     def __init__(self) -> None:
         self._count = 1
         #: By label: another one of its class, itself for the class's representative, its lowest.
-        self._parent = torch.arange(1024)
+        self._parent = torch.arange(_ROOM)
         #: By representative: the number of the first reason for which its class stays.
-        self._why = torch.full((1024,), _NONE)
+        self._why = torch.full((_ROOM,), _NONE)
         self._reasons = ["its size is part of the computation"]
         self._why[FIXED] = 0
 
@@ -44,33 +47,32 @@ class Labels:
 
     def roots(self, labels: Tensor) -> Tensor:
         """Return the representatives of many labels, int64 of the same shape."""
-        parent = self._parent
-        roots = parent[labels]
-        higher = parent[roots]
-        if torch.equal(roots, higher):
-            return roots
-        while not torch.equal(roots, higher):
-            roots, higher = higher, parent[higher]
-        parent[labels] = roots
-        return roots
+        parent, flat = self._parent, labels.flatten()
+        roots = parent.index_select(0, flat)
+        higher = parent.index_select(0, roots)
+        if not torch.equal(roots, higher):
+            while not torch.equal(roots, higher):
+                roots, higher = higher, parent.index_select(0, higher)
+            parent[flat] = roots
+        return roots.view(labels.shape)
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Merge labels pairwise; both int64 (n,)."""
         if left is right or torch.equal(left, right):
             return
         parent, why = self._parent, self._why
-        first = a, b = self.roots(left), self.roots(right)
+        first = a, b = self.roots(left.flatten()), self.roots(right.flatten())
         while not torch.equal(a, b):
             # The higher of two goes under the lower; of several that want it, under the lowest.
             high, low = torch.maximum(a, b), torch.minimum(a, b)
-            parent.scatter_reduce_(0, high.flatten(), low.flatten(), "amin")
-            under = parent[high]
-            while not torch.equal(under, higher := parent[under]):
+            parent.scatter_reduce_(0, high, low, "amin")
+            under = parent.index_select(0, high)
+            while not torch.equal(under, higher := parent.index_select(0, under)):
                 parent[high] = under = higher
             a, b = self.roots(a), self.roots(b)
         if first[0] is not a:
-            known = torch.minimum(why[first[0]], why[first[1]])
-            why.scatter_reduce_(0, a.flatten(), known.flatten(), "amin")
+            known = torch.minimum(*(why.index_select(0, roots) for roots in first))
+            why.scatter_reduce_(0, a, known, "amin")
 
     def unite_rows(self, labels: Tensor) -> None:
         """Merge, for each row of ``labels`` (rows, n), all of it into one class."""
@@ -80,8 +82,9 @@ class Labels:
     def pin(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay, and why; the first reason is kept."""
         if labels.numel():
-            roots = self.roots(labels)
-            self._why[roots] = self._why[roots].clamp(max=len(self._reasons))
+            roots = self.roots(labels.flatten())
+            why = self._why.index_select(0, roots).clamp_(max=len(self._reasons))
+            self._why.scatter_(0, roots, why)
             self._reasons.append(reason)
 
     def reason(self, label: int) -> str | None:
@@ -91,4 +94,5 @@ class Labels:
 
     def pinned(self, labels: Tensor) -> Tensor:
         """Return which of ``labels`` must stay, bool of the same shape."""
-        return self._why[self.roots(labels)] != _NONE
+        roots = self.roots(labels.flatten())
+        return (self._why.index_select(0, roots) != _NONE).view(labels.shape)

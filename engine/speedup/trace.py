@@ -82,7 +82,11 @@ class Trace:
         if not slots:
             known = Tracked(tensor.shape, constant=True)
         else:
-            labels = [self.labels.fresh(n) if n > 1 else None for n in tensor.shape]
+            sizes = tensor.shape
+            if isinstance(slots[0].module, nn.modules.conv._ConvNd):
+                sizes = sizes[:2]  # a kernel keeps its size
+            labels = [self.labels.fresh(n) if n > 1 else None for n in sizes]
+            labels += [None] * (tensor.dim() - len(sizes))
             known = Tracked(tensor.shape, labels, constant=True, origin=slots[0].path)
             known.slots = slots
             known.unmasked = self.planning

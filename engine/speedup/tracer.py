@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from engine.speedup.guesses import Guesses
 from engine.speedup.nested import tensors_given, tensors_in
 from engine.speedup.records import Call, Held, Place, Record, Size
 from engine.speedup.seen_as_one import see_as_one
@@ -33,6 +34,7 @@ class Tracer(TorchDispatchMode, Trace):
         zeros: classes of modules that go on seeing removed channels, as zeros.
         planning: ask what could be removed once it is masked, not what is masked now.
         choices: which candidate each of ``splits`` takes; the first where none is given.
+        guesses: spares the products; without it all is computed.
     """
 
     def __init__(
@@ -43,13 +45,15 @@ class Tracer(TorchDispatchMode, Trace):
         zeros: tuple[type[nn.Module], ...] = (),
         planning: bool = False,
         choices: Mapping[Place, int] | None = None,
+        guesses: Guesses | None = None,
     ) -> None:
         TorchDispatchMode.__init__(self)
         Trace.__init__(self, model, planning=planning, choices=choices)
         self._rules = rules
         self._zeros = zeros
-        self._tags = Tags()
+        self._tags = Tags(self._read)
         self._numbers = 0
+        self._guesses = guesses
         self._names: dict[Any, str] = {}
         self._held: Held | None = None
         #: Whether modules that run are the model's, not what rules run of it.
@@ -74,7 +78,7 @@ class Tracer(TorchDispatchMode, Trace):
         for tensor in tensors_in((args, kwargs)):
             self.put(tensor, Tracked(tensor.shape, origin="input"))
         try:
-            with tagged(self.model) as self._tags, self, _plain_recurrent(self.model):
+            with tagged(self.model, self._read) as self._tags, self, _plain_recurrent(self.model):
                 output = self.model(*args, **kwargs)
         finally:
             for handle in handles:
@@ -98,17 +102,32 @@ class Tracer(TorchDispatchMode, Trace):
     ) -> Any:
         """Run the operator, then its rule."""
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        self._numbers += 1
         name = self._names.get(func)
         if name is None:
             name = self._names[func] = func._schema.name.removeprefix("aten::")
+        output = self._output(func, name, args, kwargs)
+        self._numbers += 1
         record = Record(self._numbers, name, self._tags.given)
         self.calls_of.setdefault(self.path, []).append(record)
         if self._held is not None:
             self._held.calls.append((record, func, args, kwargs, output))
         else:
             self._see(record, func, args, kwargs, output)
+        return output
+
+    def _output(self, func: Any, name: str, args: Sequence[Any], kwargs: Any) -> Any:
+        """Return the operator's output, or zeros of its shape where that is enough."""
+        guesses = self._guesses
+        if guesses is None:
+            return func(*args, **kwargs)
+        given = tensors_given(args, kwargs)
+        # What is constant is computed; of what a module that is held does nothing is known yet.
+        if self._held is None and not kwargs and not all(self.of(t).constant for t in given):
+            output = guesses.spare(name, args)
+            if output is not None:
+                return output
+        output = func(*args, **kwargs)
+        guesses.follow(func, name, given, tensors_given((output,), {}))
         return output
 
     def _see(self, record: Record, func: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -150,6 +169,14 @@ class Tracer(TorchDispatchMode, Trace):
         record.outputs = [self.of(t) for t in outputs]
         self.calls.append(Call(record.number, name, self.path, inputs, record.outputs, back))
 
+    def _read(self, tensor: torch.Tensor) -> None:
+        """See that Python code gets at the values of ``tensor`` without an operator."""
+        if self._guesses is not None:
+            self._guesses.need(tensor)
+        known = self._known.get(tensor)
+        if known is not None:
+            self.observe(known)
+
     # -- modules -------------------------------------------------------------------------------
 
     def _enter(self, path: str, light: bool) -> Callable[..., None]:
@@ -159,7 +186,9 @@ class Tracer(TorchDispatchMode, Trace):
             self._path.append(path)
             for tensor in tensors_in(args):
                 known = self._known.get(tensor)
-                for dim in known.dims() if known is not None else ():
+                if known is None:
+                    continue
+                for dim in known.dims():
                     labels = known.labels[dim]
                     assert labels is not None
                     size = Size(0, path, known.shape[dim], labels)

@@ -1,7 +1,7 @@
 """Masks as the engine holds them: checked, computed into a weight, equal in all processes."""
 
 from engine.pruning.masking.asked import fraction, in_config
-from engine.pruning.masking.checked import checked_masks
+from engine.pruning.masking.checked import checked_masks, expanded_masks
 from engine.pruning.masking.held import (
     MASKED_BY,
     MaskedWeight,
@@ -20,6 +20,7 @@ __all__ = [
     "agree_between_processes",
     "calculated",
     "checked_masks",
+    "expanded_masks",
     "fraction",
     "hold",
     "in_config",

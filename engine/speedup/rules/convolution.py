@@ -70,10 +70,13 @@ def _convolution(
     elif tb is not None:
         trace.pin(tb, "the layer's outputs are fixed")
     trace.put(output, made)
-    dead_values = tx.flags(1) & ~zero_slices(x, tx, 1)
-    if not tw.constant and lx is not None:
+    dead_values = tx.flags(1)
+    if trace.planning or lx is None or not bool(dead_values.any()):
+        return _back(tx, tw, made, reach, positions, groups, inside)
+    dead_values = dead_values & ~zero_slices(x, tx, 1)
+    if not tw.constant:
         trace.pin_values(lx[dead_values], "a constant that is not zero meets a product")
-    elif bool(dead_values.any()) and lx is not None:
+    elif bool(dead_values.any()):
         kept = x.detach()[:, dead_values.to(x.device)]
 
         def contribution(indices: Tensor) -> Tensor:
@@ -92,6 +95,19 @@ def _convolution(
                 *(tb, trace.path),
             )
         )
+    return _back(tx, tw, made, reach, positions, groups, inside)
+
+
+def _back(
+    tx: Tracked,
+    tw: Tracked,
+    made: Tracked,
+    reach: Reach,
+    positions: Sequence[int],
+    groups: int,
+    inside: int,
+) -> Back:
+    """Return what propagates need to the input and the weight, whose ``inside`` are inputs."""
 
     def back() -> None:
         flow = made.flow(1)
@@ -100,9 +116,9 @@ def _convolution(
         tx.used = tw.used = True
         for d in positions:
             tx.want(d, made.flow(d))
-        reached = reach.inputs(flow.view(groups, per_out)).flatten()
+        reached = reach.inputs(flow.view(groups, -1)).flatten()
         if groups == 1:
-            tw.want(outside, flow)
+            tw.want(1 - inside, flow)
             tw.want(inside, reached)
         tx.want(1, reached)
 

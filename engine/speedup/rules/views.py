@@ -92,8 +92,8 @@ def _view(
         if not made.used or made.constant:
             return
         source.used = True
-        for d, e in alike:
-            source.want(d, made.flow(e))
+        for d, same in alike:
+            source.want(d, made.flow(same))
         for d, e, index, within in moves:
             if e is None:
                 source.want(d, True)
