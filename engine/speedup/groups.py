@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -201,8 +201,19 @@ def channel_blocks(
     signature = torch.zeros(len(classes), dtype=torch.int64)
     signature.index_add_(0, pairs // len(sides), numbers[pairs % len(sides)])
     _, block_of_class = signature.unique(return_inverse=True)
+    counts = torch.bincount(block_of_class)
     rank = _rank_within(block_of_class)
-    return _blocks(sides, side, index, block_of_class[of_class], rank[of_class])
+    # Members: the rows of one side and one block.
+    number = side * len(counts) + block_of_class[of_class]
+    order = number.argsort(stable=True)
+    numbers, sizes = number[order].unique_consecutive(return_counts=True)
+    parts = (t[order].split(sizes.tolist()) for t in (index, rank[of_class]))
+    members: dict[int, list[Member]] = {}
+    for here, indices, channel in zip(numbers.tolist(), *parts, strict=True):
+        tracked, dim, _ = sides[here // len(counts)]
+        member = Member(tracked, dim, indices, channel)
+        members.setdefault(here % len(counts), []).append(member)
+    return [Block(members[block], int(counts[block])) for block in members]
 
 
 def _shared_inputs(tracer: Tracer, grouped: Grouped) -> Tensor | None:
@@ -225,22 +236,3 @@ def _rank_within(groups: Tensor) -> Tensor:
     rank = torch.empty_like(groups)
     rank[order] = torch.arange(len(groups)) - starts[groups[order]]
     return rank
-
-
-def _blocks(
-    sides: Sequence[tuple[Tracked, int, Tensor]],
-    side: Tensor,
-    index: Tensor,
-    block: Tensor,
-    channel: Tensor,
-) -> list[Block]:
-    """Return the blocks from rows that are sorted by side."""
-    members: dict[int, list[Member]] = {}
-    counts: dict[int, int] = {}
-    stops = torch.bincount(side, minlength=len(sides)).cumsum(0).tolist()
-    for (tracked, dim, _), start, stop in zip(sides, [0, *stops], stops, strict=False):
-        for number in block[start:stop].unique().tolist():
-            mine = (block[start:stop] == number).nonzero().flatten() + start
-            members.setdefault(number, []).append(Member(tracked, dim, index[mine], channel[mine]))
-            counts[number] = max(counts.get(number, 0), int(channel[mine].max()) + 1)
-    return [Block(members[number], counts[number]) for number in members]

@@ -182,9 +182,9 @@ def _labels(tracer: Tracer, path: str, number: int) -> list[Tensor]:
         [size.labels for size in tracer.sizes if size.number == number],
         [labels for tracked in inputs for labels in tracked.labels if labels is not None],
         # A size of the module's input that the code took for another one of the same number.
-        [given.labels for given in tracer.inputs.get(path, ()) if given.size in sizes],
+        [given.labels for given in tracer.inputs(path) if given.size in sizes],
         # Or from which it computed one.
-        [given.labels for given in tracer.inputs.get(path, ())],
+        [given.labels for given in tracer.inputs(path)],
     )
     for labels in choices:
         going = [each for each in labels if bool(removed(tracer, each).any())]

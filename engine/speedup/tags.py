@@ -7,7 +7,7 @@ passed through on the way; what is computed from them are plain numbers again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -130,13 +130,18 @@ def tagged(model: nn.Module, read: Callable[[Tensor], None]) -> Iterator[Tags]:
                 plain[name] = value
 
 
+def _holds_sizes(values: Sequence[Any]) -> bool:
+    """Return whether these are whole numbers, and one of them may be a size that shrinks."""
+    return all(type(x) is int for x in values) and any(x > 1 for x in values)
+
+
 def _mark(owner: Owner, value: Any) -> Any:
     """Return ``value`` with tagged numbers in place of its plain ones, None if it has none."""
     if type(value) is int and value > 1:
         number = Tagged(value)
         number.owner = owner
         return number
-    if type(value) in (list, tuple) and value and all(type(x) is int for x in value):
+    if type(value) in (list, tuple) and _holds_sizes(value):
         marked = [_mark(owner._replace(element=i), x) for i, x in enumerate(value)]
         return type(value)(x if m is None else m for x, m in zip(value, marked, strict=True))
     return None

@@ -35,7 +35,6 @@ class Trace:
         folds: constants that removal must fold into a bias.
         parameters: what is known of each parameter and buffer that was used.
         unknown: operators without a rule, with the places where they were met.
-        inputs: sizes of what modules were given, by the modules' paths.
         splits: views that could be followed in several ways, in the order in which they ran.
         sizes: sizes that views and factories ask for.
         grouped: the modules that ran a grouped convolution, with its weight.
@@ -53,7 +52,8 @@ class Trace:
         self.folds: list[Fold] = []
         self.parameters: list[Tracked] = []
         self.unknown: dict[str, str] = {}
-        self.inputs: dict[str, list[Size]] = {}
+        #: What modules were given, by their paths.
+        self._given_to: dict[str, list[Tracked]] = {}
         self.splits: list[Split] = []
         self.sizes: list[Size] = []
         self.grouped: list[tuple[str, Tracked]] = []
@@ -125,6 +125,15 @@ class Trace:
     def owner(self, size: int, place: int, count: int) -> Owner | None:
         """Return the attribute that the call took ``size``, number ``place`` of ``count``, from."""
         return owner_of(self._given, size, place, count)
+
+    def inputs(self, path: str) -> list[Size]:
+        """Return the sizes with labels of what the module at ``path`` was given."""
+        return [
+            Size(0, path, known.shape[dim], labels)
+            for known in self._given_to.get(path, ())
+            for dim, labels in enumerate(known.labels)
+            if labels is not None
+        ]
 
     def join(self, tracked: Tracked, dim: int, labels: Tensor) -> None:
         """Say that the indices of ``dim`` go with ``labels``; ``dim`` has labels of its own."""

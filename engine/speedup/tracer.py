@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.speedup.guesses import Guesses
 from engine.speedup.nested import tensors_given, tensors_in
-from engine.speedup.records import Call, Held, Place, Record, Size
+from engine.speedup.records import Call, Held, Place, Record
 from engine.speedup.seen_as_one import see_as_one
 from engine.speedup.tags import Tags, tagged
 from engine.speedup.trace import Rule, Trace
@@ -186,13 +186,8 @@ class Tracer(TorchDispatchMode, Trace):
             self._path.append(path)
             for tensor in tensors_in(args):
                 known = self._known.get(tensor)
-                if known is None:
-                    continue
-                for dim in known.dims():
-                    labels = known.labels[dim]
-                    assert labels is not None
-                    size = Size(0, path, known.shape[dim], labels)
-                    self.inputs.setdefault(path, []).append(size)
+                if known is not None:
+                    self._given_to.setdefault(path, []).append(known)
             if light and self._held is None:
                 self._held = Held(module, [])
 
