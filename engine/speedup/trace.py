@@ -152,14 +152,18 @@ class Trace:
 
     @property
     def path(self) -> str:
-        """The module that runs."""
+        """The path of the module that runs."""
         return self._path[-1]
 
     @property
     def replaceable(self) -> bool:
         """Whether the module that runs gets a forward that follows its weights' sizes."""
-        forward = type(self.model.get_submodule(self.path)).forward
-        return forward is nn.MultiheadAttention.forward
+        return type(self.running).forward is nn.MultiheadAttention.forward
+
+    @property
+    def running(self) -> nn.Module:
+        """The module that runs."""
+        return self.model.get_submodule(self.path)
 
     def refuse(self, reason: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
         """Treat a call as unknown: everything that it touches keeps its size."""

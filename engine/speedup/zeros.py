@@ -43,6 +43,10 @@ def uniform(x: Tensor, dim: int, dead: Tensor) -> Tensor:
     return torch.where(alike, flat[:, 0], torch.nan)
 
 
+#: Elements whose magnitudes are taken at a time.
+_CHUNK = 1 << 18
+
+
 class Reach:
     """Which outputs of a product depend on which inputs: those with a weight that is not zero.
 
@@ -60,21 +64,34 @@ class Reach:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return which outputs depend on any of ``inputs``, from bool (..., inputs)."""
-        return _meets(self._weights, inputs, self._outputs)
+        return self._meets(inputs, self._outputs, "outputs")
 
     def inputs(self, outputs: Tensor) -> Tensor:
         """Return which inputs any of ``outputs`` depends on, from bool (..., outputs)."""
-        weights = None if self._weights is None else self._weights.mT
-        return _meets(weights, outputs, self._inputs)
+        return self._meets(outputs, self._inputs, "inputs")
+
+    def _meets(self, those: Tensor, count: int, what: str) -> Tensor:
+        some = those.any(dim=-1, keepdim=True)
+        if self._weights is None or not bool(some.any()):
+            return some.expand(*those.shape[:-1], count)
+        wanted = those.to(self._weights.device)
+        if self._weights.dim() > 2:
+            sizes = _sizes(self._weights)
+            found = (sizes.mT if what == "inputs" else sizes) @ wanted.unsqueeze(-1).to(sizes.dtype)
+            return (found.squeeze(-1) != 0).cpu()
+        # Some rows at a time: magnitudes of all of a large weight would leave the cache.
+        rows = self._weights.split(max(1, _CHUNK // self._inputs))
+        if what == "outputs":
+            magnitudes = map(_sizes, rows)
+            return torch.cat([m @ wanted.to(m.dtype) != 0 for m in magnitudes]).cpu()
+        reached = torch.zeros(count, dtype=torch.bool, device=wanted.device)
+        for part, these in zip(map(_sizes, rows), wanted.split(rows[0].shape[0]), strict=True):
+            reached |= these.to(part.dtype) @ part != 0
+        return reached.cpu()
 
 
-def _meets(weights: Tensor | None, those: Tensor, count: int) -> Tensor:
-    some = those.any(dim=-1, keepdim=True)
-    if weights is None or not bool(some.any()):
-        return some.expand(*those.shape[:-1], count)
-    sizes = weights.abs() if weights.dtype != torch.bool else weights.to(torch.float32)
-    if sizes.dtype not in (torch.float32, torch.float64):
-        sizes = sizes.float()
-    wanted = those.to(sizes.device, sizes.dtype)
-    found = sizes @ wanted if sizes.dim() == 2 else (sizes @ wanted.unsqueeze(-1)).squeeze(-1)
-    return (found != 0).cpu()
+def _sizes(weights: Tensor) -> Tensor:
+    """Return magnitudes that can be summed up."""
+    if weights.dtype in (torch.float32, torch.float64):
+        return weights.abs()
+    return (weights if weights.dtype == torch.bool else weights.abs()).float()

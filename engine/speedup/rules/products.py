@@ -39,8 +39,12 @@ def _matmul(
     row, inner, column = rank - 2, rank - 1, rank - 1
     meet(trace, ta, inner, tb, row, name)
     made = Tracked(output.shape, constant=ta.constant and tb.constant)
-    zero_a, zero_b = zero_slices(a, ta, inner), zero_slices(b, tb, row)
     dead_a, dead_b = ta.flags(inner), tb.flags(row)
+    zero_a = zero_slices(a, ta, inner)
+    if tb.constant and rank == 2 and not bool((dead_a & ~zero_a).any()):
+        zero_b = torch.zeros_like(dead_b)  # what its zeros spare, shows in what it reaches
+    else:
+        zero_b = zero_slices(b, tb, row)
     passing = ~(zero_a | zero_b | (dead_a & dead_b))
     parts = {row: (ta, row), column: (tb, column)}
     if rank == 3:

@@ -131,7 +131,11 @@ def _settle(
         return None
     best = max(lost, key=lambda e: lost[e])
     if not lost[best]:
-        best = trace.choose(dim, labels, _preferred(index, list(lost)))
+        candidates = _preferred(index, list(lost))
+        module = trace.running
+        if trace.replaceable and len(labels) == 3 * module.__dict__.get("embed_dim", 0):
+            candidates.reverse()  # queries, keys and values: it takes them apart
+        best = trace.choose(dim, labels, candidates)
     trace.labels.unite_rows(labels[index.movedim(best, 0).reshape(index.shape[best], -1)])
     return best
 
