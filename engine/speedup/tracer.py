@@ -23,6 +23,7 @@ from engine.speedup.tags import Tags, tagged
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 from engine.speedup.widen import is_alike, light_modules, takes_statistics
+from engine.speedup.writes import write
 
 
 class Tracer(TorchDispatchMode, Trace):
@@ -155,10 +156,10 @@ class Tracer(TorchDispatchMode, Trace):
         back = rule(self, func, args, kwargs, output) if rule is not None and not empty else None
         for tracked in inputs:
             tracked.unseen.clear()
-        for tensor in shared:
-            seen = self.of(tensor)
-            fresh = self.put(tensor, Tracked(seen.shape, seen.labels, seen.dead))
-            fresh.constant, fresh.stale = seen.constant, (name, inputs)
+        known = back is not None
+        if not known:
+            for tensor in shared:
+                self._stale(tensor, name, inputs)
         if back is None:
             reason = f"{name} has no rule for removing channels"
             if empty:
@@ -168,6 +169,16 @@ class Tracer(TorchDispatchMode, Trace):
             back = self.refuse(reason, inputs, outputs)
         record.outputs = [self.of(t) for t in outputs]
         self.calls.append(Call(record.number, name, self.path, inputs, record.outputs, back))
+        for tensor in shared:
+            if known and not write(self, name, tensor, record.outputs[0]):
+                self._stale(tensor, name, inputs)
+
+    def _stale(self, tensor: torch.Tensor, name: str, written: list[Tracked]) -> None:
+        """Note that ``tensor`` shares memory with what was changed: it stays, if it is used."""
+        seen = self.of(tensor)
+        fresh = self.put(tensor, Tracked(seen.shape, seen.labels, seen.dead))
+        before = seen.stale[1] if seen.stale is not None else []
+        fresh.constant, fresh.stale = seen.constant, (name, [*before, seen, *written])
 
     def _read(self, tensor: torch.Tensor) -> None:
         """See that Python code gets at the values of ``tensor`` without an operator."""
