@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.attach.layout import layout_of
 from engine.speedup.compare import copied
 from engine.speedup.guesses import Guesses
 from engine.speedup.records import Place
@@ -17,13 +18,6 @@ from engine.speedup.shrink import evaluation, refuse_compiled
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Grouped, Tracked
 
-_COLUMNS = (
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Embedding,
-    nn.EmbeddingBag,
-)
 _CONTRACTIONS = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -61,13 +55,16 @@ class Part:
         """Whether these are filters: what computes the channel, not what reads or scales it."""
         if self.tensor.dim() < 2:
             return False
-        return self.dim == (1 if isinstance(self.tracked.slots[0].module, _COLUMNS) else 0)
+        slot = self.tracked.slots[0]
+        layout = layout_of(slot.module) if slot.name == "weight" else None
+        return self.dim == (0 if layout is None else layout.axis)
 
     @property
     def reads(self) -> bool:
         """Whether a layer reads the channel here: the columns of its weight."""
         slot = self.tracked.slots[0]
-        return self.tensor.dim() > 1 and not self.makes and isinstance(slot.module, _CONTRACTIONS)
+        known = isinstance(slot.module, _CONTRACTIONS) or layout_of(slot.module) is not None
+        return self.tensor.dim() > 1 and not self.makes and known
 
 
 class Slice(Part):
