@@ -171,7 +171,9 @@ def _grouped(
     whole = int((dead_in.all(dim=1) & dead.all(dim=1)).sum()) * (per_in + per_out)
     paired = groups * (int(dead_in.sum(dim=1).min()) + int(dead.sum(dim=1).min()))
     if groups_in is not None and (per_in == 1 or whole > paired):
-        trace.labels.unite_rows(torch.cat([groups_in, by_place], 1))
+        for rows in (groups_in, by_place):
+            trace.labels.unite_rows(rows)
+        trace.labels.unite(groups_in[:, 0], by_place[:, 0])
         return labels_out
     _pair(trace, by_place, dead)
     if groups_in is not None:
