@@ -35,7 +35,9 @@ class Guesses:
     def spare(self, name: str, args: Sequence[Any]) -> Tensor | None:
         """Return zeros in place of a product's output, None for any other operator."""
         shape = _SHAPES[name](*args) if name in _SHAPES else None
-        if shape is None:
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        # What is wrong with other tensors, the operator says best.
+        if shape is None or len({(t.dtype, t.device) for t in tensors}) > 1:
             return None
         x = args[0] if name == "convolution" else args[-1]
         output: Tensor = x.new_zeros(shape)
@@ -101,8 +103,8 @@ def _convolution(
             shape.append((size - 1) * s - 2 * p + span + more + 1)
         else:
             shape.append((size + 2 * p - span - 1) // s + 1)
-    # What is wrong with other shapes, the operator says best.
     fits = x.shape[1] == (weight.shape[0] if transposed else weight.shape[1] * groups)
+    fits &= bias is None or list(bias.shape) == shape[1:2]
     return shape if fits and min(shape) > 0 else None
 
 
@@ -111,10 +113,14 @@ def _product(a: Tensor, b: Tensor) -> list[int] | None:
     return [*a.shape[:-1], b.shape[-1]] if fits else None
 
 
+def _fits(bias: Tensor, b: Tensor) -> bool:
+    return bias.dim() == 1 and bias.shape[0] in (1, b.shape[-1])
+
+
 _SHAPES: dict[str, Any] = {
     "convolution": _convolution,
     "mm": _product,
     "bmm": _product,
-    "addmm": lambda bias, a, b: _product(a, b),
-    "baddbmm": lambda bias, a, b: _product(a, b),
+    "addmm": lambda bias, a, b: _product(a, b) if _fits(bias, b) else None,
+    "baddbmm": lambda bias, a, b: _product(a, b) if _fits(bias, b) else None,
 }

@@ -139,7 +139,7 @@ class Transposed(nn.Module):
         self.bias = nn.Parameter(torch.randn(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.size()[:-1] + (self.nf,)
+        size = (*x.size()[:-1], self.nf)
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
 
 

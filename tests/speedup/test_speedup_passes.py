@@ -125,3 +125,37 @@ def test_products_are_zeros_while_groups_are_looked_for() -> None:
     model(x)
     assert seen[0].shape == seen[1].shape
     assert not bool(seen[0].any())
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(3, 4, 3).double(), torch.randn(1, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3), torch.randn(1, 2, 8, 8)),
+        (nn.Conv2d(3, 4, 3), torch.randn(1, 3, 2, 8)),
+        (nn.Linear(3, 4).double(), torch.randn(1, 3)),
+        (nn.Linear(3, 4), torch.randn(1, 2)),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_all_the_same(layer: nn.Module, x: Tensor) -> None:
+    with pytest.raises(RuntimeError) as direct:
+        layer(x)
+    with pytest.raises(RuntimeError) as planned:
+        channel_blocks(layer, x)
+    assert str(planned.value) == str(direct.value)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (2, 1, 1), (3, 2, 2)])
+def test_a_convolution_that_is_not_computed_has_its_shape(
+    transposed: bool, groups: int, stride: int, padding: int, dilation: int
+) -> None:
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(6, 9, (3, 2), stride, padding, groups=groups, dilation=dilation)
+    shapes = []
+    layer.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    x = torch.randn(2, 6, 11, 8)
+    plan(layer, x)
+    layer(x)
+    assert shapes[0] == shapes[1]
