@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
 from engine.speedup import compare, recipe
-from engine.speedup.replay import Recording, Replay
+from engine.speedup.replay import Inputs, Recording, Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
 from engine.speedup.rules import RuleLike, all_rules
@@ -80,14 +80,15 @@ def speedup(
                 tracer.run(*compare.copied((positional, named)))
         checked: set[str] = set()
         recording: Recording | None = None
+        tried = False
         while True:
             try:
                 done = rewrite(tracer, decide(tracer), snapshot)
                 changed = set_sizes(model, tracer, checked)
-                difference = compare.difference(model, check, expected)
-                culprit = None
-                if difference is not None:
-                    culprit = Replay(model, tracer, check, recording).culprit
+                difference, culprit = _differs(
+                    model, tracer, check, expected, recording, watched=tried
+                )
+                tried = True
             except BaseException:
                 snapshot.restore()
                 raise
@@ -109,6 +110,33 @@ def speedup(
                 raise SpeedupError(
                     f"no smaller model with the same outputs was found: {difference.message}"
                 )
+
+
+def _differs(
+    model: nn.Module,
+    tracer: Tracer,
+    check: Inputs,
+    expected: Any,
+    recording: Recording | None,
+    *,
+    watched: bool,
+) -> tuple[compare.Difference | None, int | None]:
+    """Return how the smaller model differs, and the number of the call where that begins.
+
+    Watching costs time, and a run of its own is needed where that is done only afterwards: a model
+    is watched at once (``watched``) where an earlier attempt has failed.
+    """
+    replay = Replay(model, tracer, recording)
+    if not watched:
+        difference = compare.difference(model, check, expected)
+        if difference is not None:
+            replay.run(check)
+        return difference, replay.culprit
+    with replay.watching():
+        difference = compare.difference(model, check, expected, replay)
+    if difference is not None and difference.failed_in is not None:
+        replay.blame_coming()
+    return difference, replay.culprit
 
 
 def refuse_compiled(model: nn.Module) -> None:
