@@ -46,6 +46,13 @@ class Channels:
         """
         return tensor.reshape(self.count, 1) if self._elementwise else self._layout.rows(tensor)
 
+    def left(self, mask: Tensor) -> Tensor:
+        """Return which filters ``mask``, zeros and ones like the weight, leaves any of, (filters,).
+
+        On the mask's device.
+        """
+        return self.rows(mask).amax(dim=1) != 0
+
     def spread(self, per_filter: Tensor) -> Tensor:
         """Return ``per_filter`` (filters,) expanded to the weight's shape, without copying it."""
         if self._elementwise:

@@ -56,19 +56,30 @@ class Companion:
         """The parameter itself."""
         return self.module._parameters.get(self.parameter_name)
 
-    def refresh(self) -> None:
-        """Make the mask anew from those of the layers."""
+    def refresh(self, kept: KeptRows) -> None:
+        """Make the mask anew from those of the layers, of which ``kept`` knows the rows."""
         parameter = self.parameter
         assert parameter is not None
         dead = torch.ones(len(self._places), dtype=torch.bool)
         for wrapper, rows in self._sources:
-            mask = wrapper.mask("weight")
-            if mask is None:
-                dead &= False
-                continue
-            kept = Channels(wrapper.module).rows(mask).any(dim=1).cpu()
-            dead &= ~kept[rows]
-        kept = torch.ones(parameter.shape[self._dim], dtype=torch.bool)
-        kept[self._places[dead]] = False
+            left = kept.of(wrapper)
+            dead &= False if left is None else ~left[rows]
+        stays = torch.ones(parameter.shape[self._dim], dtype=torch.bool)
+        stays[self._places[dead]] = False
         shape = [-1 if d == self._dim else 1 for d in range(parameter.dim())]
-        self.mask = torch.empty_like(parameter).copy_(kept.view(shape).expand(parameter.shape))
+        self.mask = torch.empty_like(parameter).copy_(stays.view(shape).expand(parameter.shape))
+
+
+class KeptRows:
+    """Which filters the masks of layers leave, looked up once for each layer."""
+
+    def __init__(self) -> None:
+        self._known: dict[Wrapper, Tensor | None] = {}
+
+    def of(self, wrapper: Wrapper) -> Tensor | None:
+        """Return which filters of a layer stay, bool (filters,); None if it has no mask."""
+        if wrapper not in self._known:
+            mask = wrapper.mask("weight")
+            left = None if mask is None else Channels(wrapper.module).left(mask).cpu()
+            self._known[wrapper] = left
+        return self._known[wrapper]

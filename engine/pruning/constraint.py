@@ -194,6 +194,6 @@ class GroupConstraint:
             importance = kept + norms / (norms.max() * 2).clamp(min=torch.finfo(norms.dtype).tiny)
         current = wrapper.mask("weight")
         if current is not None:
-            gone = channels.rows(current).any(dim=1).logical_not()
+            gone = channels.left(current).logical_not()
             importance = importance.masked_fill(gone, -torch.inf)
         return Ranking(importance, removed)

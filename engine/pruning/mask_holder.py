@@ -25,6 +25,7 @@ from engine.errors import PluginError
 from engine.plugins import registry
 from engine.plugins.blame import Verify, at_fault
 from engine.plugins.stack import Stack, describe
+from engine.pruning.companions import Companion, KeptRows
 from engine.pruning.masking import (
     Asked,
     MaskedGradients,
@@ -34,6 +35,7 @@ from engine.pruning.masking import (
     calculated,
     calibrated,
     checked_masks,
+    expanded_masks,
     fraction,
     hold,
     in_config,
@@ -43,7 +45,6 @@ from engine.pruning.masking import (
 )
 
 if TYPE_CHECKING:
-    from engine.pruning.companions import Companion
     from engine.speedup import SpeedupReport
 
 
@@ -232,7 +233,7 @@ class MaskHolder(Compressor):
 
     def _verifiers(self) -> Mapping[str, Verify]:
         return {
-            "calc_mask": lambda masks, plugin, wrapper, *_: checked_masks(masks, wrapper, plugin),
+            "calc_mask": lambda masks, plugin, wrapper, *_: expanded_masks(masks, wrapper, plugin),
             "sparsity": fraction,
         }
 
@@ -292,8 +293,9 @@ class MaskHolder(Compressor):
                 self._epochs_told += 1
 
     def _refresh_companions(self) -> None:
+        kept = KeptRows()
         for companion in self.companions:
-            companion.refresh()
+            companion.refresh(kept)
 
     @torch.no_grad()
     def _bake(self) -> None:

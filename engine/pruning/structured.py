@@ -48,7 +48,7 @@ class FilterPruner(Pruner):
             return None
         mask = wrapper.mask("weight")
         if mask is not None:
-            removed = channels.rows(mask).any(dim=1).logical_not()
+            removed = channels.left(mask).logical_not()
             importance = importance.masked_fill(removed, -torch.inf)
         kept = smallest_removed(importance, prune_count(channels.count, sparsity))
         masks = {"weight_mask": channels.spread(kept)}

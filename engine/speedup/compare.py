@@ -55,13 +55,19 @@ def copied(inputs: Any) -> Any:
 
 
 def difference(
-    model: nn.Module, inputs: tuple[Sequence[Any], Mapping[str, Any]], expected: Any
+    model: nn.Module,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    expected: Any,
+    mode: AbstractContextManager[Any] | None = None,
 ) -> Difference | None:
-    """Return how the outputs on ``inputs`` differ from ``expected``, None when they do not."""
+    """Return how the outputs on ``inputs`` differ from ``expected``, None when they do not.
+
+    The model runs inside ``mode``.
+    """
     with _running(model) as stack:
         try:
             with torch.no_grad():
-                actual = run(model, inputs)
+                actual = run(model, inputs, mode)
         except Exception as error:
             # A size that is written into the model's code shows as any kind of error.
             return Difference(f"{type(error).__name__}: {error}", stack[-1], _is_stated(error))

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.attach.layout import layout_of
 from engine.speedup.compare import copied
+from engine.speedup.guesses import Guesses
 from engine.speedup.records import Place
 from engine.speedup.rules import RULES
 from engine.speedup.shrink import evaluation, refuse_compiled
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Grouped, Tracked
 
-_COLUMNS = (
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Embedding,
-    nn.EmbeddingBag,
-)
 _CONTRACTIONS = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -60,13 +55,16 @@ class Part:
         """Whether these are filters: what computes the channel, not what reads or scales it."""
         if self.tensor.dim() < 2:
             return False
-        return self.dim == (1 if isinstance(self.tracked.slots[0].module, _COLUMNS) else 0)
+        slot = self.tracked.slots[0]
+        layout = layout_of(slot.module) if slot.name == "weight" else None
+        return self.dim == (0 if layout is None else layout.axis)
 
     @property
     def reads(self) -> bool:
         """Whether a layer reads the channel here: the columns of its weight."""
         slot = self.tracked.slots[0]
-        return self.tensor.dim() > 1 and not self.makes and isinstance(slot.module, _CONTRACTIONS)
+        known = isinstance(slot.module, _CONTRACTIONS) or layout_of(slot.module) is not None
+        return self.tensor.dim() > 1 and not self.makes and known
 
 
 class Slice(Part):
@@ -138,10 +136,19 @@ def plan(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -
     refuse_compiled(model)
     choices: dict[Place, int] = {}
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
+    guesses: Guesses | None = Guesses()
     while True:
-        tracer = Tracer(model, RULES, planning=True, choices=choices)
-        with evaluation(model):
-            tracer.run(*copied((positional, dict(kwargs or {}))))
+        tracer = Tracer(model, RULES, planning=True, choices=choices, guesses=guesses)
+        try:
+            with evaluation(model):
+                tracer.run(*copied((positional, dict(kwargs or {}))))
+        except Exception:
+            if guesses is None:
+                raise
+            guesses.failed = True
+        if guesses is not None and guesses.failed:
+            guesses = None  # values decide something: all is computed
+            continue
         bound = [
             split
             for split in tracer.splits
@@ -191,8 +198,19 @@ def channel_blocks(
     signature = torch.zeros(len(classes), dtype=torch.int64)
     signature.index_add_(0, pairs // len(sides), numbers[pairs % len(sides)])
     _, block_of_class = signature.unique(return_inverse=True)
+    counts = torch.bincount(block_of_class)
     rank = _rank_within(block_of_class)
-    return _blocks(sides, side, index, block_of_class[of_class], rank[of_class])
+    # Members: the rows of one side and one block.
+    number = side * len(counts) + block_of_class[of_class]
+    order = number.argsort(stable=True)
+    numbers, sizes = number[order].unique_consecutive(return_counts=True)
+    parts = (t[order].split(sizes.tolist()) for t in (index, rank[of_class]))
+    members: dict[int, list[Member]] = {}
+    for here, indices, channel in zip(numbers.tolist(), *parts, strict=True):
+        tracked, dim, _ = sides[here // len(counts)]
+        member = Member(tracked, dim, indices, channel)
+        members.setdefault(here % len(counts), []).append(member)
+    return [Block(members[block], int(counts[block])) for block in members]
 
 
 def _shared_inputs(tracer: Tracer, grouped: Grouped) -> Tensor | None:
@@ -215,22 +233,3 @@ def _rank_within(groups: Tensor) -> Tensor:
     rank = torch.empty_like(groups)
     rank[order] = torch.arange(len(groups)) - starts[groups[order]]
     return rank
-
-
-def _blocks(
-    sides: Sequence[tuple[Tracked, int, Tensor]],
-    side: Tensor,
-    index: Tensor,
-    block: Tensor,
-    channel: Tensor,
-) -> list[Block]:
-    """Return the blocks from rows that are sorted by side."""
-    members: dict[int, list[Member]] = {}
-    counts: dict[int, int] = {}
-    stops = torch.bincount(side, minlength=len(sides)).cumsum(0).tolist()
-    for (tracked, dim, _), start, stop in zip(sides, [0, *stops], stops, strict=False):
-        for number in block[start:stop].unique().tolist():
-            mine = (block[start:stop] == number).nonzero().flatten() + start
-            members.setdefault(number, []).append(Member(tracked, dim, index[mine], channel[mine]))
-            counts[number] = max(counts.get(number, 0), int(channel[mine].max()) + 1)
-    return [Block(members[number], counts[number]) for number in members]

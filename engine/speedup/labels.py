@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
-
 import torch
 from torch import Tensor
 
 #: The label of everything that can never be removed.
 FIXED = 0
+
+#: Of a class that may go: larger than the number of any reason.
+_NONE = torch.iinfo(torch.int64).max
+
+#: Labels that there is room for at first.
+_ROOM = 1 << 16
 
 
 class Labels:
@@ -16,84 +20,79 @@ class Labels:
 
     A label stands for one thing that can be removed: an output channel, a feature, a head. Two
     indices, in whatever tensors, have the same label when neither can be removed without the other.
-    Questions about many labels are answered from tables, made anew after labels were merged.
+    All is done for many labels at once; a question costs what it asks about, not what there is.
     """
 
     def __init__(self) -> None:
-        self._parent = array("q", [FIXED])
-        self._reasons: dict[int, str] = {FIXED: "its size is part of the computation"}
-        self._roots: Tensor | None = None
-        self._pinned: Tensor | None = None
+        self._count = 1
+        #: By label: another one of its class, itself for the class's representative, its lowest.
+        self._parent = torch.arange(_ROOM)
+        #: By representative: the number of the first reason for which its class stays.
+        self._why = torch.full((_ROOM,), _NONE)
+        self._reasons = ["its size is part of the computation"]
+        self._why[FIXED] = 0
 
     def fresh(self, count: int) -> Tensor:
         """Return ``count`` new labels, int64 (count,)."""
-        first = len(self._parent)
-        self._parent.extend(range(first, first + count))
-        self._roots = self._pinned = None
-        return torch.arange(first, first + count)
+        first, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            old, size = len(self._parent), 2 * self._count
+            self._parent = torch.cat([self._parent, torch.arange(old, size)])
+            self._why = torch.cat([self._why, torch.full((size - old,), _NONE)])
+        return torch.arange(first, self._count)
 
     def find(self, label: int) -> int:
         """Return the representative of ``label``'s class."""
-        parent = self._parent
-        root = label
-        while parent[root] != root:
-            root = parent[root]
-        while parent[label] != root:
-            parent[label], label = root, parent[label]
-        return root
+        return int(self.roots(torch.tensor(label)))
 
     def roots(self, labels: Tensor) -> Tensor:
         """Return the representatives of many labels, int64 of the same shape."""
-        if self._roots is None:
-            # A copy: an array whose memory somebody else holds cannot grow.
-            roots = torch.frombuffer(self._parent, dtype=torch.int64).clone()
-            while not torch.equal(roots, higher := roots[roots]):
-                roots = higher
-            self._roots = roots
-        return self._roots[labels]
+        parent, flat = self._parent, labels.flatten()
+        roots = parent.index_select(0, flat)
+        higher = parent.index_select(0, roots)
+        if not torch.equal(roots, higher):
+            while not torch.equal(roots, higher):
+                roots, higher = higher, parent.index_select(0, higher)
+            parent[flat] = roots
+        return roots.view(labels.shape)
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Merge labels pairwise; both int64 (n,)."""
         if left is right or torch.equal(left, right):
             return
-        parent, find, reasons = self._parent, self.find, self._reasons
-        merged = False
-        for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            # Most labels are their own representative or one step from it.
-            a, b = parent[a], parent[b]
-            if a == b:
-                continue
-            a, b = find(a), find(b)
-            if a != b:
-                low, high = (a, b) if a < b else (b, a)
-                if high in reasons:
-                    reasons.setdefault(low, reasons[high])
-                parent[high] = low
-                merged = True
-        if merged:
-            self._roots = self._pinned = None
+        parent, why = self._parent, self._why
+        first = a, b = self.roots(left.flatten()), self.roots(right.flatten())
+        while not torch.equal(a, b):
+            # The higher of two goes under the lower; of several that want it, under the lowest.
+            high, low = torch.maximum(a, b), torch.minimum(a, b)
+            parent.scatter_reduce_(0, high, low, "amin")
+            under = parent.index_select(0, high)
+            while not torch.equal(under, higher := parent.index_select(0, under)):
+                parent[high] = under = higher
+            a, b = self.roots(a), self.roots(b)
+        if first[0] is not a:
+            known = torch.minimum(*(why.index_select(0, roots) for roots in first))
+            why.scatter_reduce_(0, a, known, "amin")
 
     def unite_rows(self, labels: Tensor) -> None:
         """Merge, for each row of ``labels`` (rows, n), all of it into one class."""
-        self.unite(labels[:, :1].expand_as(labels).flatten(), labels.flatten())
+        if labels.shape[1] > 1:
+            self.unite(labels[:, :1].expand(-1, labels.shape[1] - 1), labels[:, 1:])
 
     def pin(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay, and why; the first reason is kept."""
-        for label in labels.unique().tolist():
-            root = self.find(label)
-            if root not in self._reasons:
-                self._reasons[root] = reason
-                if self._pinned is not None:
-                    self._pinned[root] = True
+        if labels.numel():
+            roots = self.roots(labels.flatten())
+            why = self._why.index_select(0, roots).clamp_(max=len(self._reasons))
+            self._why.scatter_(0, roots, why)
+            self._reasons.append(reason)
 
     def reason(self, label: int) -> str | None:
         """Return why ``label`` must stay, None when it need not."""
-        return self._reasons.get(self.find(label))
+        number = int(self._why[self.find(label)])
+        return None if number == _NONE else self._reasons[number]
 
     def pinned(self, labels: Tensor) -> Tensor:
         """Return which of ``labels`` must stay, bool of the same shape."""
-        roots = self.roots(labels)
-        if self._pinned is None:
-            self._pinned = torch.zeros(len(self._parent), dtype=torch.bool)
-            self._pinned[torch.tensor(list(self._reasons))] = True
-        return self._pinned[roots]
+        roots = self.roots(labels.flatten())
+        return (self._why.index_select(0, roots) != _NONE).view(labels.shape)

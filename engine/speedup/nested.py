@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,22 @@ def tensors_in(value: Any) -> list[Tensor]:
     Containers that PyTorch knows are opened, and so are mappings, dataclasses and other objects
     with attributes, but not modules.
     """
+    if isinstance(value, Tensor):
+        return [value]
+    if type(value) in (list, tuple) and all(isinstance(each, Tensor) for each in value):
+        return list(value)
     return list(_walk(value, set()))
+
+
+def tensors_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among an operator's arguments: they are there, or in one list of them."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(each for each in value if isinstance(each, Tensor))
+    return found
 
 
 def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:

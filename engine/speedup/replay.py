@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,21 +43,28 @@ class _Beside(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         return known if known is not None and known.name == name else None
 
-    @torch.no_grad()
-    def _run(self, inputs: Inputs) -> bool:
-        """Run the model; return whether it came to its end."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Know within which module runs."""
         handles: list[RemovableHandle] = []
         for path, module in self._model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(path), prepend=True))
             # Not after an error: then the path says where it was.
             handles.append(module.register_forward_hook(self._leave))
         try:
-            compare.run(self._model, inputs, self)
-        except Exception:
-            return False
+            yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    @torch.no_grad()
+    def _run(self, inputs: Inputs) -> bool:
+        """Run the model; return whether it came to its end."""
+        with self.watching():
+            try:
+                compare.run(self._model, inputs, self)
+            except Exception:
+                return False
         return True
 
     def _enter(self, path: str) -> Any:
@@ -94,21 +102,30 @@ class Replay(_Beside):
 
     Its output has an unexpected shape, or other values than were recorded.
 
+    Args:
+        model: the smaller model.
+        tracer: what was seen of the masked one.
+        recording: the values of the masked one, if they are known.
+
     Attributes:
         culprit: the number of the recorded call that failed, None while there is none.
     """
 
-    def __init__(
-        self, model: nn.Module, tracer: Tracer, inputs: Inputs, recording: Recording | None
-    ) -> None:
+    def __init__(self, model: nn.Module, tracer: Tracer, recording: Recording | None) -> None:
         super().__init__(model, tracer)
         self._values = recording.values if recording is not None else {}
         self.culprit: int | None = None
-        ended = self._run(inputs)
-        # An error before any operator ran is of the call that was to come.
+
+    def run(self, inputs: Inputs) -> None:
+        """Run the model by itself."""
+        if not self._run(inputs):
+            self.blame_coming()
+
+    def blame_coming(self) -> None:
+        """Say that there was an error: before any operator ran it is of the call to come."""
         path = self._path[-1]
-        coming = tracer.calls_of.get(path, [])[self._done.get(path, -1) + 1 :]
-        if not ended and self.culprit is None and coming:
+        coming = self._tracer.calls_of.get(path, [])[self._done.get(path, -1) + 1 :]
+        if self.culprit is None and coming:
             self.culprit = coming[0].number
 
     def __torch_dispatch__(
@@ -182,9 +199,9 @@ def _labels(tracer: Tracer, path: str, number: int) -> list[Tensor]:
         [size.labels for size in tracer.sizes if size.number == number],
         [labels for tracked in inputs for labels in tracked.labels if labels is not None],
         # A size of the module's input that the code took for another one of the same number.
-        [given.labels for given in tracer.inputs.get(path, ()) if given.size in sizes],
+        [given.labels for given in tracer.inputs(path) if given.size in sizes],
         # Or from which it computed one.
-        [given.labels for given in tracer.inputs.get(path, ())],
+        [given.labels for given in tracer.inputs(path)],
     )
     for labels in choices:
         going = [each for each in labels if bool(removed(tracer, each).any())]

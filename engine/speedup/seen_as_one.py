@@ -10,20 +10,21 @@ from engine.speedup.records import Call
 from engine.speedup.trace import Trace
 from engine.speedup.tracked import Tracked
 from engine.speedup.widen import Widened, constant_slices, join
+from engine.speedup.zeros import zero_slices
 
 
 def see_as_one(trace: Trace, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
     """See a norm or the like as one operator, which can be given zeros for what is removed."""
     x, path = trace.of(args[0]), trace.path
-    constant = constant_slices(module, args, kwargs, output, x)
+    constant = constant_slices(module, args, kwargs, output, x, planning=trace.planning)
     reason = "its constant takes part in a norm's statistics"
     labels: dict[int, Tensor] = {}
     for dim in x.dims():
         mine = x.labels[dim]
         assert mine is not None
         labels[dim] = mine
-        slices = args[0].detach().movedim(dim, 0).reshape(len(mine), -1)
-        trace.pin_values(mine[x.flags(dim) & (slices != 0).any(dim=1).cpu()], reason)
+        dead = x.flags(dim)
+        trace.pin_values(mine[dead & ~zero_slices(args[0], x, dim)], reason)
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.shape == mine.shape:
                 number = trace.of(tensor)

@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
 from engine.speedup import compare, recipe
-from engine.speedup.replay import Recording, Replay
+from engine.speedup.replay import Inputs, Recording, Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
 from engine.speedup.rules import RuleLike, all_rules
 from engine.speedup.sizes import give_up, set_sizes
 from engine.speedup.solve import decide, removed
 from engine.speedup.tracer import Tracer
+from engine.speedup.zeros import is_zero
 
 
 class SpeedupError(EngineError):
@@ -79,14 +80,15 @@ def speedup(
                 tracer.run(*compare.copied((positional, named)))
         checked: set[str] = set()
         recording: Recording | None = None
+        tried = False
         while True:
             try:
                 done = rewrite(tracer, decide(tracer), snapshot)
                 changed = set_sizes(model, tracer, checked)
-                difference = compare.difference(model, check, expected)
-                culprit = None
-                if difference is not None:
-                    culprit = Replay(model, tracer, check, recording).culprit
+                difference, culprit = _differs(
+                    model, tracer, check, expected, recording, watched=tried
+                )
+                tried = True
             except BaseException:
                 snapshot.restore()
                 raise
@@ -110,6 +112,33 @@ def speedup(
                 )
 
 
+def _differs(
+    model: nn.Module,
+    tracer: Tracer,
+    check: Inputs,
+    expected: Any,
+    recording: Recording | None,
+    *,
+    watched: bool,
+) -> tuple[compare.Difference | None, int | None]:
+    """Return how the smaller model differs, and the number of the call where that begins.
+
+    Watching costs time, and a run of its own is needed where that is done only afterwards: a model
+    is watched at once (``watched``) where an earlier attempt has failed.
+    """
+    replay = Replay(model, tracer, recording)
+    if not watched:
+        difference = compare.difference(model, check, expected)
+        if difference is not None:
+            replay.run(check)
+        return difference, replay.culprit
+    with replay.watching():
+        difference = compare.difference(model, check, expected, replay)
+    if difference is not None and difference.failed_in is not None:
+        replay.blame_coming()
+    return difference, replay.culprit
+
+
 def refuse_compiled(model: nn.Module) -> None:
     """Raise SpeedupError for a model that is not run by Python any more."""
     for name, module in model.named_modules():
@@ -122,7 +151,17 @@ def refuse_compiled(model: nn.Module) -> None:
 
 def _unused(model: nn.Module, tracer: Tracer) -> bool:
     """Return whether some module has parameters that the traced run did not use."""
-    return any(_unseen(model, tracer, path) for path, _ in model.named_modules())
+    used = _used(tracer)
+    return any(_has_parameters(m) and id(m) not in used for m in model.modules())
+
+
+def _used(tracer: Tracer) -> set[int]:
+    """Return the ids of the modules whose parameters or buffers were used."""
+    return {id(slot.module) for tracked in tracer.parameters for slot in tracked.slots}
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(p is not None for p in module._parameters.values())
 
 
 @contextmanager
@@ -146,9 +185,8 @@ def _containers_training(model: nn.Module) -> Iterator[None]:
 
 def _unseen(model: nn.Module, tracer: Tracer, path: str) -> bool:
     """Return whether a module has parameters that were not used when the model was traced."""
-    used = {id(slot.module) for tracked in tracer.parameters for slot in tracked.slots}
     module = model.get_submodule(path)
-    return any(p is not None for p in module._parameters.values()) and id(module) not in used
+    return _has_parameters(module) and id(module) not in _used(tracer)
 
 
 def _report(
@@ -185,10 +223,11 @@ def _report(
 def _why_kept(tracer: Tracer, tracked: Any, weight: Tensor) -> str:
     """Return why filters whose weights are all zero stayed, with their number."""
     labels = tracked.labels[0]
-    zero = (weight.flatten(1) == 0).all(dim=1).cpu()
-    if labels is None or not bool(zero.any()):
+    stays = None if labels is None else ~removed(tracer, labels)
+    if labels is None or stays is None or not bool(stays.any()):
         return ""
-    kept = labels[zero & ~removed(tracer, labels)]
+    zero = is_zero(weight, 0)
+    kept = labels[zero & stays]
     if not len(kept):
         return ""
     return f"{len(kept)} of {int(zero.sum())}: {tracer.labels.reason(int(kept[0]))}"

@@ -40,7 +40,7 @@ def set_sizes(model: nn.Module, tracer: Tracer, checked: set[str]) -> set[int]:
             owner.set(kept)
     for path in sorted(checked):
         module = model.get_submodule(path)
-        for _, _, size, labels, _ in tracer.inputs.get(path, ()):
+        for _, _, size, labels, _ in tracer.inputs(path):
             kept = int((~removed(tracer, labels)).sum())
             for name, value in _numbers(module).items():
                 if value == size != kept:
@@ -118,5 +118,5 @@ def _compares(model: nn.Module, tracer: Tracer, path: str) -> bool:
     numbers = _numbers(model.get_submodule(path)).values()
     return any(
         size in numbers and bool(removed(tracer, labels).any())
-        for _, _, size, labels, _ in tracer.inputs.get(path, ())
+        for _, _, size, labels, _ in tracer.inputs(path)
     )

@@ -53,10 +53,8 @@ def decide(tracer: Tracer) -> Decision:
                 continue
             seen.add(id(tracked))
             for dim in tracked.dims():
-                labels, need = tracked.labels[dim], tracked.need[dim]
+                labels, alive = tracked.labels[dim], tracked.flow(dim)
                 assert labels is not None
-                assert need is not None
-                alive = need & ~tracked.flags(dim)
                 if bool(alive.any()):
                     where = call.path or "the model"
                     tracer.labels.pin(labels[alive], f"{where} computes it from the input")

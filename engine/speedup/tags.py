@@ -7,11 +7,12 @@ passed through on the way; what is computed from them are plain numbers again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -53,22 +54,32 @@ class Tagged(int):
         return int(self)
 
 
+#: They hand values to Python code, and no operator runs.
+_READS = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__})
+
+
 class Tags(TorchFunctionMode):
     """Sees the arguments of torch functions as the model's code gave them.
+
+    Args:
+        read: is told of tensors whose values Python code gets without an operator.
 
     Attributes:
         given: the arguments of the call that runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Tensor], None]) -> None:
         super().__init__()
         self.given: list[Any] = []
+        self._read = read
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run ``func`` with its arguments noted."""
         kwargs = kwargs or {}
+        if func in _READS and args:
+            self._read(args[0])
         before, self.given = self.given, []
         self.given.extend((*args, *kwargs.values()))
         try:
@@ -92,17 +103,24 @@ def owner_of(given: list[Any], size: int, dim: int, rank: int) -> Owner | None:
 
 
 @contextmanager
-def tagged(model: nn.Module) -> Iterator[Tags]:
-    """Let the whole-number attributes of all modules remember where they are kept."""
+def tagged(model: nn.Module, read: Callable[[Tensor], None]) -> Iterator[Tags]:
+    """Let the whole-number attributes of all modules remember where they are kept.
+
+    Args:
+        model: the model.
+        read: is told of tensors whose values Python code gets without an operator.
+    """
     replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
     for module in model.modules():
         plain = module.__dict__
         for name, value in plain.items():
-            marked = None if name.startswith("_") else _mark(Owner(module, name), value)
+            if type(value) not in (int, list, tuple) or name.startswith("_"):
+                continue
+            marked = _mark(Owner(module, name), value)
             if marked is not None:
                 replaced.append((plain, name, value, marked))
                 plain[name] = marked
-    tags = Tags()
+    tags = Tags(read)
     try:
         with tags:
             yield tags
@@ -112,13 +130,18 @@ def tagged(model: nn.Module) -> Iterator[Tags]:
                 plain[name] = value
 
 
+def _holds_sizes(values: Sequence[Any]) -> bool:
+    """Return whether these are whole numbers, and one of them may be a size that shrinks."""
+    return all(type(x) is int for x in values) and any(x > 1 for x in values)
+
+
 def _mark(owner: Owner, value: Any) -> Any:
     """Return ``value`` with tagged numbers in place of its plain ones, None if it has none."""
     if type(value) is int and value > 1:
         number = Tagged(value)
         number.owner = owner
         return number
-    if type(value) in (list, tuple) and value and all(type(x) is int for x in value):
+    if type(value) in (list, tuple) and _holds_sizes(value):
         marked = [_mark(owner._replace(element=i), x) for i, x in enumerate(value)]
         return type(value)(x if m is None else m for x, m in zip(value, marked, strict=True))
     return None

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
+from engine.speedup.living import Living
 from engine.speedup.records import Back, Call, Fold, Place, Record, Size, Split
 from engine.speedup.tags import Owner, owner_of
 from engine.speedup.tracked import Slot, Tracked
@@ -35,7 +35,6 @@ class Trace:
         folds: constants that removal must fold into a bias.
         parameters: what is known of each parameter and buffer that was used.
         unknown: operators without a rule, with the places where they were met.
-        inputs: sizes of what modules were given, by the modules' paths.
         splits: views that could be followed in several ways, in the order in which they ran.
         sizes: sizes that views and factories ask for.
         grouped: the modules that ran a grouped convolution, with its weight.
@@ -53,7 +52,8 @@ class Trace:
         self.folds: list[Fold] = []
         self.parameters: list[Tracked] = []
         self.unknown: dict[str, str] = {}
-        self.inputs: dict[str, list[Size]] = {}
+        #: What modules were given, by their paths.
+        self._given_to: dict[str, list[Tracked]] = {}
         self.splits: list[Split] = []
         self.sizes: list[Size] = []
         self.grouped: list[tuple[str, Tracked]] = []
@@ -61,7 +61,7 @@ class Trace:
         #: Which tensors share memory.
         self.aliases = Aliases()
         self._choices = choices or {}
-        self._known: Any = WeakTensorKeyDictionary()
+        self._known: Living[Tracked] = Living()
         #: Tagged numbers that the call that runs was given.
         self._given: list[Any] = []
         #: The number of the call that runs.
@@ -75,24 +75,30 @@ class Trace:
 
     def of(self, tensor: Tensor) -> Tracked:
         """Return what is known of ``tensor``; a parameter gets its labels when first asked for."""
-        known: Tracked | None = self._known.get(tensor)
+        known = self._known.get(tensor)
         if known is not None:
             return known
         slots = self._slots.get(id(tensor), [])
-        known = Tracked(tensor.shape, constant=True)
-        if slots:
-            labels = [self.labels.fresh(n) if n > 1 else None for n in tensor.shape]
+        if not slots:
+            known = Tracked(tensor.shape, constant=True)
+        else:
+            sizes = tensor.shape
+            if isinstance(slots[0].module, nn.modules.conv._ConvNd):
+                sizes = sizes[:2]  # a kernel keeps its size
+            labels = [self.labels.fresh(n) if n > 1 else None for n in sizes]
+            labels += [None] * (tensor.dim() - len(sizes))
             known = Tracked(tensor.shape, labels, constant=True, origin=slots[0].path)
             known.slots = slots
+            known.unmasked = self.planning
             known.unseen = set(known.dims())
             self.parameters.append(known)
-        self._known[tensor] = known
+        self._known.put(tensor, known)
         return known
 
     def put(self, tensor: Tensor, tracked: Tracked) -> Tracked:
         """Say what is known of a call's output."""
         tracked.origin = tracked.origin or self._path[-1]
-        self._known[tensor] = tracked
+        self._known.put(tensor, tracked)
         return tracked
 
     def pin(self, tracked: Tracked, reason: str, dims: Sequence[int] | None = None) -> None:
@@ -120,6 +126,15 @@ class Trace:
         """Return the attribute that the call took ``size``, number ``place`` of ``count``, from."""
         return owner_of(self._given, size, place, count)
 
+    def inputs(self, path: str) -> list[Size]:
+        """Return the sizes with labels of what the module at ``path`` was given."""
+        return [
+            Size(0, path, known.shape[dim], labels)
+            for known in self._given_to.get(path, ())
+            for dim, labels in enumerate(known.labels)
+            if labels is not None
+        ]
+
     def join(self, tracked: Tracked, dim: int, labels: Tensor) -> None:
         """Say that the indices of ``dim`` go with ``labels``; ``dim`` has labels of its own."""
         own = tracked.labels[dim]
@@ -137,14 +152,18 @@ class Trace:
 
     @property
     def path(self) -> str:
-        """The module that runs."""
+        """The path of the module that runs."""
         return self._path[-1]
 
     @property
     def replaceable(self) -> bool:
         """Whether the module that runs gets a forward that follows its weights' sizes."""
-        forward = type(self.model.get_submodule(self.path)).forward
-        return forward is nn.MultiheadAttention.forward
+        return type(self.running).forward is nn.MultiheadAttention.forward
+
+    @property
+    def running(self) -> nn.Module:
+        """The module that runs."""
+        return self.model.get_submodule(self.path)
 
     def refuse(self, reason: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
         """Treat a call as unknown: everything that it touches keeps its size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,13 +35,16 @@ class Tracked:
     Attributes:
         shape: its shape.
         labels: for each dimension int64 (size,), or None where nothing can be removed.
-        dead: for each dimension bool (size,) or None: the slice does not depend on the input.
-        need: for each dimension bool (size,) or None: something depends on the slice.
+        dead: for each dimension bool (size,): the slice does not depend on the input; None where
+            that is so for the tensor's slices alike, see ``constant``.
+        need: for each dimension with labels bool (size,): something depends on the slice; None
+            where nothing does.
         constant: nothing of the tensor depends on the model's input.
         used: something depends on the tensor.
         slots: where it is stored, for a parameter or buffer; empty for an activation.
         base: the parameter that this tensor is a view of, if any.
         grouped: for the weight of a grouped convolution, its channels.
+        unmasked: a parameter whose masks are yet to come: that an element is zero says nothing.
         unseen: dimensions of a parameter whose labels nothing else refers to yet.
         whole: the parameter keeps its size whatever goes; its module sees zeros there.
         scaled: dimensions in which another parameter scales it, so that a mask needs only that one.
@@ -68,33 +71,41 @@ class Tracked:
         self.base: Tracked | None = None
         self.grouped: Grouped | None = None
         self.whole = False
+        self.unmasked = False
         self.unseen: set[int] = set()
         self.scaled: set[int] = set()
         self.stale: tuple[str, list[Tracked]] | None = None
         self.origin = origin
-        for dim in self.dims():
-            if self.dead[dim] is None:
-                self.dead[dim] = torch.full((self.shape[dim],), constant)
-            self.need[dim] = torch.zeros(self.shape[dim], dtype=torch.bool)
 
-    def dims(self) -> Iterator[int]:
-        """Yield the dimensions that have labels."""
-        return (dim for dim, labels in enumerate(self.labels) if labels is not None)
+    @property
+    def is_unmasked(self) -> bool:
+        """Whether masks of it, or of the parameter that it is a view of, are yet to come."""
+        return (self.base or self).unmasked
+
+    def dims(self) -> list[int]:
+        """Return the dimensions that have labels."""
+        return [dim for dim, labels in enumerate(self.labels) if labels is not None]
 
     def flags(self, dim: int) -> Tensor:
-        """Return ``dead`` along ``dim``, also where nothing can be removed."""
+        """Return ``dead`` along ``dim``, also where nothing is noted of its slices."""
         dead = self.dead[dim]
         return torch.full((self.shape[dim],), self.constant) if dead is None else dead
 
     def flow(self, dim: int) -> Tensor:
         """Return which slices of ``dim`` are needed and not constant: they pass need on."""
-        need = self.need[dim]
-        if need is None:
+        need, dead = self.need[dim], self.dead[dim]
+        if self.labels[dim] is None:
             return torch.full((self.shape[dim],), self.used and not self.constant)
-        return need & ~self.flags(dim)
+        if need is None or (dead is None and self.constant):
+            return torch.zeros(self.shape[dim], dtype=torch.bool)
+        return need if dead is None else need & ~dead
 
     def want(self, dim: int, needed: Tensor | bool) -> None:
         """Say that slices of ``dim`` are needed."""
+        if self.labels[dim] is None or needed is False:
+            return
         need = self.need[dim]
-        if need is not None:
-            need |= needed
+        if needed is True:
+            self.need[dim] = torch.ones(self.shape[dim], dtype=torch.bool)
+        elif isinstance(needed, Tensor):
+            self.need[dim] = needed if need is None else need | needed

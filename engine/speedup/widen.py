@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from engine.speedup.labels import Labels
+from engine.speedup.nested import tensors_in
 from engine.speedup.tracked import Tracked
 
 #: Operators whose result on the kept channels depends on how many there were.
@@ -41,15 +41,26 @@ class Widened(NamedTuple):
     labels: dict[int, Tensor]
 
 
-def is_light(module: nn.Module) -> bool:
-    """Return whether ``module`` has no weight worth pruning: it may be kept as it is."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return all(t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors)
+def light_modules(model: nn.Module) -> set[nn.Module]:
+    """Return the modules with no weight worth pruning in them: they may be kept as they are."""
+    known: dict[nn.Module, bool] = {}
+
+    def is_light(module: nn.Module) -> bool:
+        if module not in known:
+            inside = [is_light(child) for child in module._modules.values() if child is not None]
+            tensors = [*module._parameters.values(), *module._buffers.values()]
+            known[module] = all(inside) and all(
+                t is None or t.dim() <= 1 or max(t.shape[:2]) <= 2 for t in tensors
+            )
+        return known[module]
+
+    is_light(model)
+    return {module for module, light in known.items() if light}
 
 
 def is_alike(args: Any, kwargs: Any, output: Any) -> bool:
     """Return whether a module took one tensor and returned one of the same shape."""
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = tensors_in([*args, *kwargs.values()])
     return (
         len(tensors) == 1
         and len(args) > 0
@@ -71,20 +82,29 @@ def takes_statistics(calls: Sequence[tuple[Any, Any]]) -> bool:
 
 
 def constant_slices(
-    module: nn.Module, args: Sequence[Any], kwargs: Any, output: Tensor, known: Tracked
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Any,
+    output: Tensor,
+    known: Tracked,
+    *,
+    planning: bool,
 ) -> dict[int, Tensor]:
     """Return, by labelled dimension, which slices of the output do not depend on the input.
 
-    Found by running the module on other values where the input is not constant.
+    Found by running the module on other values where the input is not constant. While planning the
+    module's own numbers are yet to be masked: what they make constant now says nothing.
     """
     x = args[0]
-    alive = torch.ones(x.shape, dtype=torch.bool, device=x.device)
-    for dim in known.dims():
-        shape = [-1 if d == dim else 1 for d in range(x.dim())]
-        alive &= ~known.flags(dim).to(x.device).view(shape)
     constant = {dim: torch.ones(x.shape[dim], dtype=torch.bool) for dim in known.dims()}
     if known.constant:
         return constant
+    if planning and not any(bool(known.flags(dim).any()) for dim in constant):
+        return {dim: ~same for dim, same in constant.items()}
+    alive = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+    for dim in constant:
+        shape = [-1 if d == dim else 1 for d in range(x.dim())]
+        alive &= ~known.flags(dim).to(x.device).view(shape)
     for _ in range(max(1, -(-_SAMPLES * max(x.shape[d] for d in constant) // x.numel()))):
         other = torch.where(alive, torch.randn_like(x), x)
         differs = module.forward(other, *args[1:], **kwargs) != output

@@ -31,7 +31,7 @@ class ChannelRounding:
             return masks
         channels = Channels(wrapper.module)
         mask = masks["weight_mask"].expand(wrapper.weight.shape)
-        kept = channels.rows(mask).any(dim=1)
+        kept = channels.left(mask)
         count = int(kept.sum())
         wanted = min(channels.count, -(-count // self.round_to) * self.round_to)
         norms = wide(channels.rows(wrapper.weight.detach())).norm(dim=1)

@@ -24,5 +24,5 @@ class FPGMPruner(FilterPruner):
         # Distances stay the same and lose fewer digits: cdist computes |a|^2 + |b|^2 - 2ab.
         filters = filters - filters[0]
         mask = wrapper.mask("weight")
-        kept = filters if mask is None else filters[channels.rows(mask).any(dim=1)]
+        kept = filters if mask is None else filters[channels.left(mask)]
         return torch.cdist(filters, kept).sum(dim=1)

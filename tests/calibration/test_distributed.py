@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
-from nets import decoder, tokens
+from decoders import decoder, tokens
 from torch import distributed
 
 import engine

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from nets import decoder, tokens
+from decoders import decoder, tokens
 from torch import nn
 
 import engine

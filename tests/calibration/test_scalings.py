@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nets import Block, Decoder, OnePlusNorm, decoder, tokens
+from decoders import Block, Decoder, OnePlusNorm, decoder, tokens
 from torch import nn
 
 import engine

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nets import decoder, tokens
+from decoders import decoder, tokens
 from torch import nn
 
 from engine import EngineError, Wrapper

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import ConvNet, mlp
+from models import ConvNet, calibration_of, mlp
 from torch import nn
 
 from engine import ConfigError, EngineError, ExportError, QuantType
@@ -26,7 +26,9 @@ def name(request):
 
 
 def make(name, model, **entry):
-    return registry.find(name).load()(model, [{"op_types": ["Linear"], **entry}])
+    plugin = registry.find(name)
+    batches = calibration_of(plugin)
+    return plugin.load()(model, [{"op_types": ["Linear"], **entry}], **batches)
 
 
 @pytest.mark.parametrize("bits", [0, -1, 17, 33, 2.5, "8", True])

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine import EngineError
 from engine.algorithms import PTQQuantizer
+from engine.attach.changes import Changes
 from engine.quantization.batch_norm import channel_factor
 from engine.quantization.equalization import equalize
 from engine.quantization.observers import OBSERVERS, MinMax
@@ -282,13 +283,24 @@ class Uneven(nn.Module):
         return self.fc2(self.drop(F.relu(self.fc1(x))))
 
 
+def write(tensor, value):
+    with torch.no_grad():
+        tensor.copy_(value)
+
+
 def test_equalizing_changes_no_output_and_is_undone_exactly():
     torch.manual_seed(7)
     model = Uneven().eval()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(4, 3, 12, 12)
     want = model(x)
-    done = equalize(model)
+    changes = Changes()
+
+    def change(tensor, value):
+        with torch.no_grad(), changes.noting([tensor]):
+            tensor.copy_(value)
+
+    done = equalize(model, change)
     names = {module: name for name, module in model.named_modules()}
     # Not through the sigmoid, which does not scale with its input.
     assert [(names[p.first], p.norm and names[p.norm], names[p.second]) for p in done] == [
@@ -298,8 +310,7 @@ def test_equalizing_changes_no_output_and_is_undone_exactly():
     ]
     torch.testing.assert_close(model(x), want, rtol=1e-4, atol=1e-5)
     assert not torch.equal(model.fc1.weight, before["fc1.weight"])
-    for pair in done:
-        pair.undo()
+    changes.put_back()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -319,7 +330,7 @@ def test_afterwards_channels_have_ranges_within_a_factor_of_two_of_their_readers
         )
 
     assert uneven() > 3
-    equalize(model)
+    equalize(model, write)
     # s is rounded to a power of two, so that ranges differ by less than two of its steps.
     assert uneven() <= 2.01
 
@@ -350,8 +361,8 @@ def test_it_makes_few_bits_with_one_scale_better_and_unwrap_gives_the_weights_ba
 def test_shared_weights_and_channels_of_zeros_are_left_alone():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    assert equalize(model) == []
+    assert equalize(model, write) == []
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     nn.init.zeros_(model[0].weight)
-    (pair,) = equalize(model)
+    (pair,) = equalize(model, write)
     assert (pair.scale == 1).all()

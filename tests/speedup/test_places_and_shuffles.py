@@ -125,3 +125,36 @@ def test_channels_last_stays_with_gradients_and_the_optimizers_state() -> None:
     for tensor in (weight, weight.grad, optimizer.state[weight]["momentum_buffer"]):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
         assert not tensor.is_contiguous()
+
+
+class Transposed(nn.Module):
+    """A layer that holds its weight as (inputs, outputs) and says so, as GPT-2's Conv1D does."""
+
+    output_channel_axis = 1
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (*x.size()[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+
+
+def test_filters_along_columns_are_ranked_and_go() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), Transposed(10, 16), nn.ReLU(), Transposed(16, 3)).eval()
+    with torch.no_grad():
+        model[1].weight[:, ::2] *= 0.01
+    x = torch.randn(4, 6)
+    entries = [{"op_names": ["1"], "sparsity": 0.5}]
+    pruner = L1FilterPruner(model, entries, dependency_aware=True, dummy_input=x)
+    kept = model[1].weight[:, 1::2].detach().clone()
+    pruner.compress()
+    masked = model(x)
+    small = pruner.apply_speedup()
+    torch.testing.assert_close(small(x), masked)
+    torch.testing.assert_close(small[1].weight.detach(), kept)
+    assert (small[1].nf, small[3].weight.shape) == (8, (8, 3))

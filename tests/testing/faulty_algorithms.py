@@ -72,6 +72,8 @@ class DrawsLots(Sound):
 
 
 class PutsWeightsBack(Sound):
+    dense_gradients = True
+
     def apply_masks(self):
         if not self._trained:
             super().apply_masks()

@@ -1,7 +1,7 @@
 """Masks as the engine holds them: checked, computed into a weight, equal in all processes."""
 
 from engine.pruning.masking.asked import fraction, in_config
-from engine.pruning.masking.checked import checked_masks
+from engine.pruning.masking.checked import checked_masks, expanded_masks
 from engine.pruning.masking.gradients import MaskedGradients
 from engine.pruning.masking.held import (
     MASKED_BY,
@@ -26,6 +26,7 @@ __all__ = [
     "calculated",
     "calibrated",
     "checked_masks",
+    "expanded_masks",
     "fraction",
     "hold",
     "in_config",

@@ -21,6 +21,19 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Ten
     Raises:
         PluginError: not a dict of masks, an unknown parameter, a wrong shape, other values.
     """
+    own = wrapper.module._parameters
+    return {
+        name: torch.empty_like(own[_PARAMETER_OF[name]]).copy_(mask)  # type: ignore[arg-type]
+        for name, mask in expanded_masks(masks, wrapper, plugin).items()
+    }
+
+
+def expanded_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Tensor]:
+    """Return ``masks``, which ``plugin`` made, in their parameters' shapes and places.
+
+    Raises:
+        PluginError: see :func:`checked_masks`.
+    """
 
     def fault(message: str) -> PluginError:
         return at_fault(
@@ -55,5 +68,5 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Ten
             ) from None
         if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
             raise fault(f"returned {name!r} with values that are neither 0 nor 1")
-        result[name] = torch.empty_like(parameter).copy_(whole)
+        result[name] = whole
     return result

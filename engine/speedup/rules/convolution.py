@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.speedup.records import Back, Fold
-from engine.speedup.rules.pointwise import uniform, zero_slices
 from engine.speedup.rules.products import meet
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Grouped, Tracked
+from engine.speedup.zeros import Reach, uniform, zero_slices
 
 
 def _convolution(
@@ -36,22 +36,17 @@ def _convolution(
     inside, outside = (0, 1) if transposed else (1, 0)
     per_in, per_out = x.shape[1] // groups, output.shape[1] // groups
     dead_in = tx.flags(1)
-    if trace.planning:
-        # What could be masked: nothing is zero yet, as far as it matters.
-        nonzero = torch.ones(weight.shape[:2], dtype=torch.bool)
-    elif tw.constant:
+    nonzero: Tensor | None = None
+    if tw.constant and not trace.planning:
         kernels = weight.flatten(2)
-        largest = kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().amax(dim=2)
-        nonzero = (largest != 0).cpu()
-    else:
+        nonzero = kernels[..., 0] if kernels.shape[2] == 1 else kernels.abs().sum(dim=2)
+    elif not trace.planning:
         zero_rows, zero_columns = (zero_slices(weight, tw, d) for d in (0, 1))
         nonzero = ~(zero_rows[:, None] | zero_columns)
         # A constant that meets a weight which is none is none.
         dead_in = zero_slices(x, tx, 1)
-    if transposed:
-        nonzero = nonzero.view(groups, per_in, per_out).transpose(1, 2)
-    else:
-        nonzero = nonzero.view(groups, per_out, per_in)
+    # What could be masked: nothing is zero yet, as far as it matters.
+    reach = Reach(_by_group(nonzero, groups, transposed), per_out, per_in)
     lx = tx.labels[1]
     if lx is None and groups == 1:
         trace.pin(tw, "the convolution's input is fixed", [inside])
@@ -61,8 +56,7 @@ def _convolution(
         [tx.flags(d) & tw.constant if d in positions else None for d in range(x.dim())],
         constant=tx.constant and tw.constant,
     )
-    live = ~dead_in.view(groups, 1, per_in)
-    dead_out = ~(nonzero & live).any(dim=2).flatten()
+    dead_out = ~reach.outputs(~dead_in.view(groups, per_in)).flatten()
     lo: Tensor | None = tw.labels[outside]
     if groups == 1:
         if lx is not None and tw.labels[inside] is not None:
@@ -71,16 +65,18 @@ def _convolution(
         lo = _grouped(trace, tx, lx, tw, outside, transposed, groups, dead_out)
     if lo is not None:
         made.labels[1], made.dead[1] = lo, dead_out
-        made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
         if tb is not None:
             meet(trace, made, 1, tb, 0, "convolution")
     elif tb is not None:
         trace.pin(tb, "the layer's outputs are fixed")
     trace.put(output, made)
-    dead_values = tx.flags(1) & ~zero_slices(x, tx, 1)
-    if not tw.constant and lx is not None:
+    dead_values = tx.flags(1)
+    if trace.planning or lx is None or not bool(dead_values.any()):
+        return _back(tx, tw, made, reach, positions, groups, inside)
+    dead_values = dead_values & ~zero_slices(x, tx, 1)
+    if not tw.constant:
         trace.pin_values(lx[dead_values], "a constant that is not zero meets a product")
-    elif bool(dead_values.any()) and lx is not None:
+    elif bool(dead_values.any()):
         kept = x.detach()[:, dead_values.to(x.device)]
 
         def contribution(indices: Tensor) -> Tensor:
@@ -99,6 +95,19 @@ def _convolution(
                 *(tb, trace.path),
             )
         )
+    return _back(tx, tw, made, reach, positions, groups, inside)
+
+
+def _back(
+    tx: Tracked,
+    tw: Tracked,
+    made: Tracked,
+    reach: Reach,
+    positions: Sequence[int],
+    groups: int,
+    inside: int,
+) -> Back:
+    """Return what propagates need to the input and the weight, whose ``inside`` are inputs."""
 
     def back() -> None:
         flow = made.flow(1)
@@ -107,12 +116,21 @@ def _convolution(
         tx.used = tw.used = True
         for d in positions:
             tx.want(d, made.flow(d))
+        reached = reach.inputs(flow.view(groups, -1)).flatten()
         if groups == 1:
-            tw.want(outside, flow)
-            tw.want(inside, (nonzero[0] & flow[:, None]).any(dim=0))
-        tx.want(1, (nonzero & flow.view(groups, per_out, 1)).any(dim=1).flatten())
+            tw.want(1 - inside, flow)
+            tw.want(inside, reached)
+        tx.want(1, reached)
 
     return back
+
+
+def _by_group(weight: Tensor | None, groups: int, transposed: bool) -> Tensor | None:
+    """Return (groups, outputs of a group, inputs of a group) of a weight's two dimensions."""
+    if weight is None:
+        return None
+    stacked = weight.reshape(groups, -1, weight.shape[1])
+    return stacked.mT if transposed else stacked
 
 
 def _grouped(
@@ -153,7 +171,9 @@ def _grouped(
     whole = int((dead_in.all(dim=1) & dead.all(dim=1)).sum()) * (per_in + per_out)
     paired = groups * (int(dead_in.sum(dim=1).min()) + int(dead.sum(dim=1).min()))
     if groups_in is not None and (per_in == 1 or whole > paired):
-        trace.labels.unite_rows(torch.cat([groups_in, by_place], 1))
+        for rows in (groups_in, by_place):
+            trace.labels.unite_rows(rows)
+        trace.labels.unite(groups_in[:, 0], by_place[:, 0])
         return labels_out
     _pair(trace, by_place, dead)
     if groups_in is not None:

@@ -91,7 +91,6 @@ def _expand(
             labels = trace.labels.fresh(output.shape[e])
             made.labels[e] = labels
             made.dead[e] = torch.full((output.shape[e],), source.constant)
-            made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
             trace.ask(output.shape[e], labels, e, output.dim())
     return back
 
@@ -148,6 +147,18 @@ def _complex(
     return put_like(trace, output, args[0], dims)[1]
 
 
+def _fourier(
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """A transform over some dimensions, each slice of the others by itself; of zeros it is zero."""
+    rank, transformed = args[0].dim(), {d % args[0].dim() for d in args[1]}
+    trace.pin(trace.of(args[0]), "a Fourier transform is over it", list(transformed))
+    dims = [None if d in transformed else d for d in range(rank)]
+    made, back = put_like(trace, output, args[0], dims)
+    made.base = None  # values of its own, not the same ones seen otherwise
+    return back
+
+
 _Function = Callable[..., Back | None]
 _GROUPS: dict[_Function, str] = {
     _permute: "permute transpose swapaxes t numpy_T",
@@ -157,6 +168,7 @@ _GROUPS: dict[_Function, str] = {
     _unbind: "unbind",
     _repeat: "repeat",
     _unfold: "unfold",
+    _fourier: "_fft_r2c _fft_c2c _fft_c2r",
     _complex: "view_as_complex view_as_real",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

@@ -28,9 +28,12 @@ def _index_select(
     trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     dim = args[1] % args[0].dim()
-    if not _hold(trace, args[2]).constant:
-        return None
-    return along(trace, output, args[0], dim, args[2].cpu(), _REASON)
+    known = _hold(trace, args[2])
+    if known.constant:
+        return along(trace, output, args[0], dim, args[2].cpu(), _REASON)
+    trace.pin(trace.of(args[0]), _REASON, [dim])
+    dims: list[int | None] = [d if d != dim else None for d in range(args[0].dim())]
+    return _chosen(trace, output, args[0], dims, [known])
 
 
 def _index(
@@ -140,7 +143,6 @@ def _index_add(
             continue
         trace.labels.unite(mine, theirs)
         made.labels[d] = mine
-        made.need[d] = torch.zeros(output.shape[d], dtype=torch.bool)
         zero = args[3].detach().movedim(d, 0).reshape(output.shape[d], -1)
         silent = source.flags(d) & ((zero == 0).all(dim=1).cpu() | known.constant)
         made.dead[d] = into.flags(d) & silent

@@ -40,7 +40,6 @@ def _cat(
                 trace.labels.pin(labelled[0], "it is concatenated with a tensor of fixed size")
             made.labels[d] = labelled[0]
             made.dead[d] = torch.stack([s.flags(d) for s in sources]).all(dim=0)
-        made.need[d] = torch.zeros(output.shape[d], dtype=torch.bool)
     trace.put(output, made)
 
     def back() -> None:
@@ -78,7 +77,6 @@ def _stack(
         e = d + (d >= dim)
         made.labels[e] = labelled[0]
         made.dead[e] = torch.stack([s.flags(d) for s in sources]).all(dim=0)
-        made.need[e] = torch.zeros(output.shape[e], dtype=torch.bool)
     trace.put(output, made)
 
     def back() -> None:

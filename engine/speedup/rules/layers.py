@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.speedup.records import Back
-from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.rules.products import meet
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 
 def _attention(
@@ -99,7 +98,6 @@ def _bilinear(
     made = Tracked(output.shape, constant=a.constant and b.constant)
     if weight.labels[0] is not None:
         made.labels[1], made.dead[1] = weight.labels[0], zero[0] | made.constant
-        made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
     trace.put(output, made)
 
     def back() -> None:
@@ -124,7 +122,6 @@ def _embedding(
     if tw.labels[1] is not None:
         made.labels[rank - 1] = tw.labels[1]
         made.dead[rank - 1] = zero_slices(weight, tw, 1) | constant
-        made.need[rank - 1] = torch.zeros(output.shape[-1], dtype=torch.bool)
     trace.put(output, made)
 
     def back() -> None:

@@ -22,7 +22,7 @@ def _batch_norm(
     labels = x.labels[1]
     dead = x.flags(1).clone()
     weight = args[1]
-    if isinstance(weight, Tensor) and trace.of(weight).constant:
+    if isinstance(weight, Tensor) and trace.of(weight).constant and not trace.planning:
         dead |= (weight == 0).cpu()
     for _, t in numbers:
         if labels is not None and t.labels and t.labels[0] is not None:

@@ -34,7 +34,6 @@ def _channels(trace: Trace, output: Tensor, source: Tracked, index: Tensor) -> B
     labels = source.labels[1]
     if labels is not None:
         made.labels[1], made.dead[1] = labels[index], source.flags(1)[index]
-        made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
     trace.put(output, made)
 
     def back() -> None:
@@ -60,7 +59,6 @@ def _col2im(
         trace.labels.unite_rows(grid)
         made.labels[1] = grid[:, 0]
         made.dead[1] = source.flags(1).view(grid.shape).all(dim=1)
-        made.need[1] = torch.zeros(output.shape[1], dtype=torch.bool)
     trace.put(output, made)
 
     def back() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from engine.speedup.labels import FIXED
 from engine.speedup.records import Back
 from engine.speedup.rules.dims import put_like, together
-from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 
 def along(trace: Trace, tensor: Tensor, of: Tensor, dim: int, index: Tensor, reason: str) -> Back:
@@ -27,7 +27,6 @@ def along(trace: Trace, tensor: Tensor, of: Tensor, dim: int, index: Tensor, rea
         picked = torch.where(inside, labels[index.clamp(min=0)], FIXED)
         made.labels[dim] = picked
         made.dead[dim] = torch.where(inside, source.flags(dim)[index.clamp(min=0)], True)
-        made.need[dim] = torch.zeros(len(index), dtype=torch.bool)
         if reason:
             trace.labels.pin(labels, reason)
 
@@ -93,17 +92,36 @@ def _flip(
     trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
 ) -> Back | None:
     source = trace.of(args[0])
-    moved = [d % args[0].dim() for d in args[1]] if func._schema.name == "aten::flip" else None
-    labelled = [d for d in source.dims() if moved is None or d in moved]
-    if func._schema.name == "aten::roll":
-        dims = [d % args[0].dim() for d in (args[2] if len(args) > 2 else [])]
-        trace.pin(source, "it is rolled", dims or None)
-        return put_like(trace, output, args[0], list(range(args[0].dim())))[1]
+    moved = [d % args[0].dim() for d in args[1]]
+    labelled = [d for d in source.dims() if d in moved]
     if len(labelled) == 1:
         dim = labelled[0]
         return along(trace, output, args[0], dim, torch.arange(args[0].shape[dim]).flip(0), "")
     trace.pin(source, "it is flipped in several dimensions", labelled)
     return put_like(trace, output, args[0], list(range(args[0].dim())))[1]
+
+
+def _roll(
+    trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+) -> Back | None:
+    """Places move around; what passes the end stays, since the code says how much that is."""
+    source, rank = trace.of(args[0]), args[0].dim()
+    dims = [d % rank for d in (args[2] if len(args) > 2 else [])]
+    labelled = [d for d in source.dims() if d in dims or not dims]
+    if len(labelled) != 1 or not dims:
+        trace.pin(source, "it is rolled in several dimensions", labelled)
+        return put_like(trace, output, args[0], list(range(rank)))[1]
+    dim, size = labelled[0], args[0].shape[labelled[0]]
+    shift = sum(by for by, d in zip(args[1], dims, strict=True) if d == dim)
+    labels = source.labels[dim]
+    assert labels is not None
+    if abs(shift) >= size:
+        trace.labels.pin(labels, "it is rolled by more than its size")
+    elif shift:
+        passing = labels[-shift:] if shift > 0 else labels[:-shift]
+        trace.labels.pin(passing, "it is rolled past the end")
+    index = torch.arange(size).roll(shift)
+    return along(trace, output, args[0], dim, index, "")
 
 
 def _pad(
@@ -141,7 +159,6 @@ def _glu(
     dead = source.flags(dim)
     made.labels[dim] = labels[:half]
     made.dead[dim] = zero | (dead[:half] & dead[half:])
-    made.need[dim] = torch.zeros(half, dtype=torch.bool)
 
     def also() -> None:
         if made.used and not made.constant:
@@ -169,7 +186,8 @@ _Function = Callable[..., Back | None]
 _GROUPS: dict[_Function, str] = {
     _slice: "slice",
     _split: "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk",
-    _flip: "flip roll",
+    _flip: "flip",
+    _roll: "roll",
     _pad: "constant_pad_nd",
     _glu: "glu",
     _pack: "_pack_padded_sequence",

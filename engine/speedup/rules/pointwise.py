@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from engine.speedup.nested import tensors_given
 from engine.speedup.records import Back
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 _NAMES = [
     "_conj",
@@ -173,35 +174,21 @@ _PRODUCTS = frozenset({"mul", "bitwise_and", "logical_and"})
 _FACTORIES = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "zero", "fill"})
 
 
-def zero_slices(tensor: Tensor, tracked: Tracked, dim: int) -> Tensor:
-    """Return which slices of ``dim`` are zero whatever the input is, bool (size,)."""
-    dead = tracked.flags(dim)
-    if not bool(dead.any()):
-        return dead
-    values = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1)
-    return dead & (values == 0).all(dim=1).cpu()
-
-
-def uniform(x: Tensor, dim: int, dead: Tensor) -> Tensor:
-    """Return the value of each constant channel, NaN where it differs between positions."""
-    flat = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1).double().cpu()
-    alike = dead & (flat == flat[:, :1]).all(dim=1)
-    return torch.where(alike, flat[:, 0], torch.nan)
-
-
 def pointwise(
     trace: Trace, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> Back | None:
     """Align the inputs' dimensions from the right and unite their labels."""
-    outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+    outputs = tensors_given((output,), {})
     out = outputs[0]
     if any(t.shape != out.shape for t in outputs):
         return None
     name = func._schema.name.removeprefix("aten::").rstrip("_")
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = tensors_given(args, kwargs)
     tracked = [trace.of(t) for t in tensors]
     rank, is_product = out.dim(), name in _PRODUCTS
     made = Tracked(out.shape, constant=all(t.constant for t in tracked) or name in _FACTORIES)
+    if len(tensors) == 1 and tracked[0].shape == made.shape and name not in _FACTORIES:
+        return _alone(trace, name, tensors[0], outputs)
     zeros: dict[tuple[int, int], Tensor] = {}
     for place in range(rank):
         members = [
@@ -230,7 +217,6 @@ def pointwise(
                 dead |= zeros[i, place]
         made.labels[place] = labelled[0][2]
         made.dead[place] = dead | (name in _FACTORIES)
-        made.need[place] = torch.zeros(out.shape[place], dtype=torch.bool)
     for tensor in outputs:
         trace.put(tensor, made)
         if name in _VIEWS:
@@ -255,6 +241,26 @@ def pointwise(
                         if where == place and other != i:
                             flow = flow & ~zero
                 t.want(dim, flow)
+
+    return back
+
+
+def _alone(trace: Trace, name: str, tensor: Tensor, outputs: Sequence[Tensor]) -> Back:
+    """Let outputs be what one input of their shape is."""
+    x = trace.of(tensor)
+    made = Tracked(x.shape, x.labels, x.dead, constant=x.constant)
+    for output in outputs:
+        trace.put(output, made)
+        if name in _VIEWS:
+            trace.aliases.add(output, tensor)
+
+    def back() -> None:
+        if made.used and not made.constant:
+            flows = [made.flow(dim) for dim in x.dims()]
+            if all(bool(flow.any()) for flow in flows):
+                x.used = True
+                for dim, flow in zip(x.dims(), flows, strict=True):
+                    x.want(dim, flow)
 
     return back
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from engine.speedup.records import Back, Fold
 from engine.speedup.rules.dims import put_like, together
-from engine.speedup.rules.pointwise import uniform, zero_slices
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import Reach, uniform, zero_slices
 
 
 def meet(trace: Trace, a: Tracked, i: int, b: Tracked, j: int, name: str) -> None:
@@ -39,8 +39,12 @@ def _matmul(
     row, inner, column = rank - 2, rank - 1, rank - 1
     meet(trace, ta, inner, tb, row, name)
     made = Tracked(output.shape, constant=ta.constant and tb.constant)
-    zero_a, zero_b = zero_slices(a, ta, inner), zero_slices(b, tb, row)
     dead_a, dead_b = ta.flags(inner), tb.flags(row)
+    zero_a = zero_slices(a, ta, inner)
+    if tb.constant and rank == 2 and not bool((dead_a & ~zero_a).any()):
+        zero_b = torch.zeros_like(dead_b)  # what its zeros spare, shows in what it reaches
+    else:
+        zero_b = zero_slices(b, tb, row)
     passing = ~(zero_a | zero_b | (dead_a & dead_b))
     parts = {row: (ta, row), column: (tb, column)}
     if rank == 3:
@@ -53,13 +57,12 @@ def _matmul(
         if labels is None:
             continue
         made.labels[place] = labels
-        made.need[place] = torch.zeros(output.shape[place], dtype=torch.bool)
         if place == 0 and rank == 3:
             dead = zero_slices(a, ta, 0) | zero_slices(b, tb, 0) | (ta.flags(0) & tb.flags(0))
         elif place == column:
-            dead = _dead(b, tb, column, ta.constant, passing)
+            dead = _dead(b, b, tb, column, ta.constant, passing)
         else:
-            dead = _dead(a.mT, ta, row, tb.constant, passing, a)
+            dead = _dead(a.mT, a, ta, row, tb.constant, passing)
         made.dead[place] = dead
     t_bias = None
     if bias is not None:
@@ -118,35 +121,32 @@ def _vector(
 
 
 def _dead(
-    b: Tensor,
-    tb: Tracked,
-    dim: int,
-    other_constant: bool,
-    passing: Tensor,
-    stored: Tensor | None = None,
+    b: Tensor, stored: Tensor, tb: Tracked, dim: int, other_constant: bool, passing: Tensor
 ) -> Tensor:
     """Return which columns of a @ b are constant; ``passing`` says which inner indices carry.
 
-    ``tb`` describes ``stored`` (``b`` itself by default), whose ``dim`` holds the columns of b.
+    ``tb`` describes ``stored``, which is ``b`` or its transpose; its ``dim`` is b's columns.
     """
     if tb.constant:
         if other_constant:
             return torch.full((b.shape[-1],), True)
-        return ~(_nonzero(b) & passing[:, None]).any(dim=0)
-    zero = zero_slices(b if stored is None else stored, tb, dim)
-    return zero | (tb.flags(dim) & other_constant)
+        return ~_reach(b, tb).outputs(passing)
+    return zero_slices(stored, tb, dim) | (tb.flags(dim) & other_constant)
 
 
 def _touched(b: Tensor, tb: Tracked, flow: Tensor) -> Tensor:
     """Return which rows of b reach a column that is needed."""
     if not tb.constant:
         return torch.full((b.shape[-2],), bool(flow.any()))
-    return (_nonzero(b) & flow).any(dim=1)
+    return _reach(b, tb).inputs(flow)
 
 
-def _nonzero(b: Tensor) -> Tensor:
-    """Return where a matrix, or any of a batch of them, is not zero."""
-    return ((b != 0).flatten(0, -3).any(dim=0) if b.dim() > 2 else b != 0).cpu()
+def _reach(b: Tensor, tb: Tracked) -> Reach:
+    """Return which columns of a @ b depend on which of its rows, for any of a batch of them."""
+    weights: Tensor | None = None
+    if not tb.is_unmasked:
+        weights = (b != 0).flatten(0, -3).any(dim=0).mT if b.dim() > 2 else b.mT
+    return Reach(weights, b.shape[-1], b.shape[-2])
 
 
 def _fold_matmul(

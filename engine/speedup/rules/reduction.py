@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from engine.speedup.nested import tensors_given
 from engine.speedup.records import Back
-from engine.speedup.rules.pointwise import zero_slices
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
+from engine.speedup.zeros import zero_slices
 
 _REDUCTIONS = [
     "mean",
@@ -84,7 +84,7 @@ def _reduce(
     exact = name in _ZEROS_ADD_NOTHING
     zeros = {d: (zero_slices(args[0], x, d) | trace.planning) & exact for d in dims}
     outputs: list[Tracked] = []
-    for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
+    for tensor in tensors_given((output,), {}):
         if tensor.dim() != len(left):
             return None
         made = Tracked(
@@ -120,11 +120,11 @@ def spatial(
 ) -> Back | None:
     """Keep batch and channels apart, (batch, channels, ...) -> (batch, channels, ...)."""
     x = trace.of(args[0])
-    others = [trace.of(t) for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
+    others = [trace.of(t) for t in tensors_given(args[1:], kwargs)]
     rank = len(x.shape)
     trace.pin(x, "a position, not a channel", range(2, rank))
     outputs = []
-    for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
+    for tensor in tensors_given((output,), {}):
         if tensor.dim() != rank:
             return None
         made = Tracked(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.speedup.records import Back
@@ -38,7 +37,6 @@ def _shuffle(
     else:
         made.labels[channel] = labels.repeat_interleave(factor)
         made.dead[channel] = dead.repeat_interleave(factor)
-    made.need[channel] = torch.zeros(output.shape[channel], dtype=torch.bool)
 
     def back() -> None:
         if not made.used or made.constant:

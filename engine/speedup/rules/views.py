@@ -47,22 +47,35 @@ def _view(
     made.base = source.base or (source if source.slots else None)
     if output.numel() == 0:
         return None
-    moves: list[tuple[int, int | None, Tensor]] = []
+    asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+    alike: list[tuple[int, int]] = []
+    moves: list[tuple[int, int | None, Tensor, list[int]]] = []
     for left, right in chunks(source.shape, output.shape):
         labelled = [d for d in left if source.labels[d] is not None]
+        if labelled and len(left) == len(right) == 1:
+            alike.append((left[0], right[0]))
+            made.labels[right[0]], made.dead[right[0]] = (
+                source.labels[left[0]],
+                source.dead[left[0]],
+            )
+            if len(asked) == output.dim() and asked[right[0]] != -1:
+                labels = source.labels[left[0]]
+                assert labels is not None
+                trace.ask(source.shape[left[0]], labels, right[0], output.dim())
+            continue
         if len(labelled) > 1:
             most = max(labelled, key=lambda d: (int(source.flags(d).sum()), source.shape[d]))
             for d in labelled:
                 if d != most:
                     trace.pin(source, "it is merged with another dimension", [d])
-                    moves.append((d, None, torch.empty(0)))
+                    moves.append((d, None, torch.empty(0), right))
             labelled = [most]
         for d in labelled:
             inner = math.prod(source.shape[k] for k in left if k > d)
             places = torch.arange(math.prod(source.shape[k] for k in left))
             index = (places // inner % source.shape[d]).view([output.shape[e] for e in right])
             e = _settle(trace, source, d, index, right)
-            moves.append((d, None if e is None else right[e], index))
+            moves.append((d, None if e is None else right[e], index, right))
             if e is None:
                 continue
             grid = index.movedim(e, 0).reshape(index.shape[e], -1)
@@ -70,8 +83,6 @@ def _view(
             assert labels is not None
             made.labels[right[e]] = labels[grid[:, 0]]
             made.dead[right[e]] = source.flags(d)[grid].all(dim=1)
-            made.need[right[e]] = torch.zeros(len(grid), dtype=torch.bool)
-            asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
             if len(right) > 1 or (len(asked) == output.dim() and asked[right[e]] != -1):
                 trace.ask(len(grid), labels[grid[:, 0]], right[e], output.dim())
     trace.put(output, made)
@@ -81,12 +92,12 @@ def _view(
         if not made.used or made.constant:
             return
         source.used = True
-        for d, e, index in moves:
+        for d, same in alike:
+            source.want(d, made.flow(same))
+        for d, e, index, within in moves:
             if e is None:
                 source.want(d, True)
                 continue
-            within = [x for _, right in chunks(source.shape, output_shape) if e in right
-                      for x in right]  # fmt: skip
             shape = [1] * len(within)
             shape[within.index(e)] = -1
             flow = made.flow(e).view(shape).expand(index.shape)
@@ -94,7 +105,6 @@ def _view(
             need[index[flow]] = True
             source.want(d, need)
 
-    output_shape = tuple(output.shape)
     return back
 
 
@@ -121,7 +131,11 @@ def _settle(
         return None
     best = max(lost, key=lambda e: lost[e])
     if not lost[best]:
-        best = trace.choose(dim, labels, _preferred(index, list(lost)))
+        candidates = _preferred(index, list(lost))
+        module = trace.running
+        if trace.replaceable and len(labels) == 3 * module.__dict__.get("embed_dim", 0):
+            candidates.reverse()  # queries, keys and values: it takes them apart
+        best = trace.choose(dim, labels, candidates)
     trace.labels.unite_rows(labels[index.movedim(best, 0).reshape(index.shape[best], -1)])
     return best
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graphs.registry import N, graph, real
+from graphs.registry import N, graph, real, whole
 
 IMAGE = real(N, 3, 9, 9)
 
@@ -177,3 +177,46 @@ class TemporalShift(nn.Module):
         out[:, 6:12, 1:] = x[:, 6:12, :-1]
         out[:, 12:] = x[:, 12:]
         return self.head(F.relu(self.b(out)).mean((2, 3)))
+
+
+@graph(IMAGE)
+class RolledChannels(nn.Module):
+    """Channels moved on by some against themselves: those that pass the end stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 1)
+        self.c = nn.Conv2d(32, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x)).roll(2, 1)
+        return self.c(F.relu(self.b(x)).roll((-1, 1), (1, 3)))
+
+
+@graph(IMAGE)
+class WrittenPlaces(nn.Module):
+    """A tensor made first, its places filled one part after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 1), nn.Conv2d(24, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        out = torch.zeros_like(x)
+        out[:, :, ::2] = self.b(x[:, :, ::2])
+        out[:, :, 1::2] += x[:, :, 1::2]
+        return self.c(out)
+
+
+@graph(real(N, 6, 8), whole(6, 4))
+class ChosenPlaces(nn.Module):
+    """Positions looked up by an input; features follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(32, 24), nn.Linear(24, 4)
+
+    def forward(self, x, places):
+        x = F.relu(self.a(x)).index_select(1, places)
+        return self.c(F.relu(self.b(x)))

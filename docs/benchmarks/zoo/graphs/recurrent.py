@@ -76,6 +76,23 @@ class PackedSequences(nn.Module):
         return self.head(x)
 
 
+@graph(real(N, 6, 8), whole(6, N))
+class PackedWithLengths(nn.Module):
+    """Sequences of lengths that are an input, read in both directions by a GRU."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(8, 16)
+        self.layer = nn.GRU(16, 20, bidirectional=True, batch_first=True)
+        self.mid, self.head = nn.Linear(40, 24), nn.Linear(24, 4)
+
+    def forward(self, x, lengths):
+        x = F.relu(self.enter(x))
+        packed = pack_padded_sequence(x, lengths + 1, batch_first=True, enforce_sorted=False)
+        x, _ = pad_packed_sequence(self.layer(packed)[0], batch_first=True, total_length=6)
+        return self.head(F.relu(self.mid(x)))
+
+
 @graph(real(N, 5, 8))
 class LSTMCells(nn.Module):
     """Two stacked cells in a Python loop, states that start at zero."""

@@ -152,3 +152,19 @@ class SpatialTransformer(nn.Module):
         x = F.relu(self.a(x))
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         return self.head(F.relu(self.b(F.grid_sample(x, grid, align_corners=False))).mean((2, 3)))
+
+
+@graph(IMAGE)
+class SpectralConvolution(nn.Module):
+    """A Fourier neural operator's layer: places in and out of a spectrum, by channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        spectrum = torch.fft.rfft2(x)
+        low = torch.fft.ifft(torch.fft.fft(x, dim=2), dim=2).real
+        x = torch.fft.irfft2(spectrum * (spectrum.abs() > 1), s=x.shape[2:]) + low
+        return self.c(F.relu(self.b(x)))
