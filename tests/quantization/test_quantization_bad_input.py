@@ -27,7 +27,7 @@ def name(request):
 
 def make(name, model, **entry):
     plugin = registry.find(name)
-    batches = calibration_of(plugin)
+    batches = calibration_of(plugin) if plugin.calibration == "required" else {}
     return plugin.load()(model, [{"op_types": ["Linear"], **entry}], **batches)
 
 

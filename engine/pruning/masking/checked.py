@@ -21,9 +21,8 @@ def checked_masks(masks: Any, wrapper: Wrapper, plugin: object) -> dict[str, Ten
     Raises:
         PluginError: not a dict of masks, an unknown parameter, a wrong shape, other values.
     """
-    own = wrapper.module._parameters
     return {
-        name: torch.empty_like(own[_PARAMETER_OF[name]]).copy_(mask)  # type: ignore[arg-type]
+        name: torch.empty_like(wrapper.own(_PARAMETER_OF[name])).copy_(mask)  # type: ignore[arg-type]
         for name, mask in expanded_masks(masks, wrapper, plugin).items()
     }
 
