@@ -37,15 +37,23 @@ class Source:
         block: the block that they are in.
         layers: those that get the same tensor, in the order in which they run.
         calls: how often one of them runs in a forward pass; 0 where that is not known.
+        whole: whether they may run again behind the block's first call.
     """
 
     def __init__(
-        self, replay: Replay, block: nn.Module, layers: Sequence[Wrapper], calls: int
+        self,
+        replay: Replay,
+        block: nn.Module,
+        layers: Sequence[Wrapper],
+        calls: int,
+        *,
+        whole: bool = False,
     ) -> None:
         self.layers = layers
         self.replay = replay
         self.block = block
         self._once = calls == 1
+        self._until: dict[nn.Module, list[Any]] = {} if whole else {block: []}
         self.pairs: Callable[[], list[tuple[Pair, list[Wrapper]]]] = list
         self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
 
@@ -79,8 +87,10 @@ class Source:
                 self.replay.model.register_forward_pre_hook(note, with_kwargs=True),
             ]
             try:
-                with recorded({self.block: []}, stop=True):
+                with recorded(self._until, stop=True):
                     self.replay.run(number)
+                for outputs in self._until.values():
+                    outputs.clear()
             finally:
                 for hook in hooks:
                     hook.remove()

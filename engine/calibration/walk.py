@@ -71,7 +71,9 @@ def walk(
             calls = len(seen.outputs[block])
             seen.outputs[block].clear()
             for layers in seen.groups[block]:
-                source = Source(replay, block, layers, seen.calls[layers[0].module])
+                number = seen.calls[layers[0].module]
+                whole = calls > 1 or layers[0].module in seen.several
+                source = Source(replay, block, layers, number, whole=whole)
                 source.pairs = pairs
                 for wrapper in layers:
                     if not seen.calls[wrapper.module] and not _reached(source):
@@ -126,12 +128,14 @@ class _Observed(NamedTuple):
         groups: of each block its layers, in the order in which they run; those that get the same
             tensor stand together.
         calls: how often each layer runs.
+        several: layers that several blocks hold; they count to the first that runs.
     """
 
     blocks: list[nn.Module]
     outputs: dict[nn.Module, Outputs]
     groups: dict[nn.Module, list[list[Wrapper]]]
     calls: collections.Counter[nn.Module]
+    several: set[nn.Module]
 
 
 def _observe(
@@ -163,11 +167,16 @@ def _observe(
     place = {module: number for number, module in enumerate(order)}
     ordered = sorted(blocks, key=lambda block: place.get(block, last))
     groups = {}
+    known: set[nn.Module] = set()
+    several: set[nn.Module] = set()
     for block in ordered:
-        layers = sorted(blocks[block], key=lambda layer: place.get(layer, last))
+        several |= known.intersection(blocks[block])
+        layers = [layer for layer in blocks[block] if layer not in known]
+        known.update(layers)
+        layers.sort(key=lambda layer: place.get(layer, last))
         groups[block] = _together([wrapper_of[layer] for layer in layers], got)
     calls = collections.Counter({layer: len(inputs) for layer, inputs in got.items()})
-    return _Observed(ordered, outputs, groups, calls)
+    return _Observed(ordered, outputs, groups, calls, several)
 
 
 def _together(wrappers: Sequence[Wrapper], got: dict[nn.Module, list[Any]]) -> list[list[Wrapper]]:

@@ -112,6 +112,50 @@ def _rows(layer, value):
     return rows.view(len(rows), layer.groups, -1).transpose(0, 1)
 
 
+class Again(nn.Module):
+    """One block runs three times, and two blocks hold one layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)}) for _ in range(2)
+        )
+        self.again = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh())])
+        self.first = nn.ModuleList([_Two(shared := nn.Linear(6, 6)), _Two(shared)])
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.again[0](x)
+            x = self.blocks[0]["b"](torch.tanh(self.blocks[0]["a"](x)))
+        for block in self.first:
+            x = block(x)
+        return self.blocks[1]["b"](self.blocks[1]["a"](x))
+
+
+class _Two(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.own, self.shared = nn.Linear(6, 6), shared
+
+    def forward(self, x):
+        return self.shared(torch.tanh(self.own(x)))
+
+
+@torch.no_grad()
+def test_what_runs_several_times_is_seen_each_time():
+    model = Again()
+    batches = [torch.randn(4, 6) for _ in range(2)]
+    names = []
+    for wrapper, inputs in walk(model, wrappers(model), Calibrated(batches)):
+        names.append(wrapper.name)
+        expected = inputs_of(model, wrapper.module, batches, call)
+        rows = torch.cat(expected)
+        assert inputs.samples == len(rows), wrapper.name
+        assert torch.allclose(inputs.gram(), rows.T @ rows, atol=1e-4), wrapper.name
+    assert sorted(names) == sorted(w.name for w in wrappers(model))
+
+
 def test_a_block_runs_as_often_as_its_own_layers_need():
     model, batches = decoder(depth=6), tokens(3)
     ran = [0] * 6
