@@ -65,7 +65,7 @@ def sweep(
         gram: (columns, columns), positive semidefinite: :meth:`LayerInputs.gram`.
         choose: asked at every ``step`` columns.
         damping: lambda relative to the mean of the diagonal of ``gram``.
-        step: columns; 128 is a multiple of it, or it of 128.
+        step: columns, at least 1.
         order: int64 (columns,), a permutation: the order in which columns are taken. ``choose``
             is still told of columns as they lie in ``weight``; its steps are of one column then.
 
@@ -88,7 +88,7 @@ def sweep(
     factor = inverse_factor(gram, damping)
     diagonal = factor.diagonal()
     columns = rest.shape[1]
-    block = max(_BLOCK, step)
+    block = max(_BLOCK // step, 1) * step
     for start in range(0, columns, block):
         end = min(start + block, columns)
         # Rows of what is worked on lie together: columns are touched one by one.
