@@ -2,6 +2,7 @@
 
 from engine.speedup.constants import drop_constants
 from engine.speedup.groups import Block, Member, Slice, channel_blocks
+from engine.speedup.pretrained import fit_config
 from engine.speedup.recipe import is_smaller, load_compressed, save_compressed
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rules import RuleLike
@@ -19,6 +20,7 @@ __all__ = [
     "SpeedupReport",
     "channel_blocks",
     "drop_constants",
+    "fit_config",
     "is_smaller",
     "load_compressed",
     "save_compressed",
