@@ -56,7 +56,7 @@ def deep(bits=8, **more):
     return quantized(model.eval(), x, "ptq", bits=bits, **more)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batches", [None, [pictures()]])
 def test_deep_networks_of_random_weights_are_no_false_errors(bits, batches, tmp_path):
     quantizer = deep(bits)
