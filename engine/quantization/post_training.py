@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from engine.attach.wrapper import Wrapper
+from engine.calibration import LayerInputs
 from engine.errors import EngineError
 from engine.quantization.calibration import Calibration
+from engine.quantization.grid import Grid
+from engine.quantization.grid_search import best_grid
 from engine.quantization.layer_grids import keep_grid
 from engine.quantization.observers import OBSERVERS, Observer
 from engine.quantization.quant_types import QuantType, quant_types_of
@@ -43,6 +46,26 @@ class PostTrainingQuantizer(Quantizer):
     def norm_behind(self, wrapper: Wrapper) -> nn.Module | None:
         """Return the batch norm that a layer's weight is rounded with as folded in, if any."""
         return None
+
+    def clipped_grid(
+        self, wrapper: Wrapper, inputs: LayerInputs, *, clip: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point of a layer's weight, see ``best_grid``.
+
+        A squared error counts as much as the mean square of what the element is multiplied with,
+        where the layer's inputs are rows.
+
+        Args:
+            wrapper: the layer's.
+            inputs: what it gets.
+            clip: False: the range over all values.
+        """
+        importance = None
+        if clip and inputs.has_rows:
+            squares = inputs.square_norms().unsqueeze(-2).expand_as(inputs.weight())
+            importance = inputs.restored(squares)
+        grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
+        return best_grid(grid, wrapper.weight.detach().float(), importance, clip=clip)
 
     def make_observer(self) -> Observer:
         """Return an observer for one activation; a subclass may return one of its own."""

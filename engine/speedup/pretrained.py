@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,7 +52,9 @@ def fit_config(model: nn.Module) -> dict[str, int]:
         extra = sorted(wanted.keys() ^ (found or wanted).keys())
         what = f': "{extra[0]}" is in one of them only' if extra else ""
         raise SpeedupError(f"the model's config does not build its parameters{what}")
-    for settings in itertools.islice(_candidates(config, found, wanted), _MOST):
+    # Where layers of one kind differ nothing is built: apply_speedup asks, too, and waits for it.
+    tries = () if _is_uneven(found, wanted) else _candidates(config, found, wanted)
+    for settings in itertools.islice(tries, _MOST):
         tried = copy.deepcopy(config)
         for name, value in settings.items():
             setattr(tried, name, value)
@@ -65,6 +68,17 @@ def fit_config(model: nn.Module) -> dict[str, int]:
         f'"{name}" and those of the other layers\n'
         "  layers of one kind must be equally large: remove the same number from each, whole heads "
         "and whole groups of heads; or save the model with engine.save_compressed"
+    )
+
+
+def _is_uneven(found: Shapes, wanted: Shapes) -> bool:
+    """Return whether layers whose names differ in numbers alone have different sizes now only."""
+    alike: dict[str, set[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    for name, shape in wanted.items():
+        alike.setdefault(re.sub(r"\d+", "*", name), set()).add((found[name], shape))
+    return any(
+        len({after for _, after in pairs}) > len({before for before, _ in pairs})
+        for pairs in alike.values()
     )
 
 

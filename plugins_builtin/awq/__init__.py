@@ -31,20 +31,18 @@ class AWQQuantizer(PostTrainingQuantizer):
         for scaling in inputs.scalings():
             scaling.multiply(self._factors(scaling), self.change)
         grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
-        weight, importance = wrapper.weight.detach().float(), None
-        if inputs.has_rows:
-            squares = inputs.square_norms().unsqueeze(-2).expand_as(inputs.weight())
-            importance = inputs.restored(squares)
-        found = best_grid(grid, weight, importance, clip=self.clip)
-        return LayerResult(None, grid.nearest(weight, *found), found)
+        found = self.clipped_grid(wrapper, inputs, clip=self.clip)
+        weight = grid.nearest(wrapper.weight.detach().float(), *found)
+        return LayerResult(None, weight, found)
 
     def _factors(self, scaling: Scaling) -> Tensor:
         """Return the factors with the least error of rounding, among powers of the mean (eq. 5)."""
-        means, gram = scaling.inputs.means(), scaling.inputs.gram()
-        best = torch.ones_like(scaling.by_channel(means))
+        means = scaling.by_channel(scaling.inputs.means()).clamp(min=1e-4)
+        gram = scaling.inputs.gram()
+        best = torch.ones_like(means)
         least = float("inf")
         for step in range(self.alphas):
-            factors = scaling.by_channel(means).clamp(min=1e-4) ** (step / self.alphas)
+            factors = means ** (step / self.alphas)
             factors = factors / (factors.max() * factors.min()).sqrt()
             error = sum(self._error(reader, factors, scaling, gram) for reader in scaling.readers)
             if error < least:

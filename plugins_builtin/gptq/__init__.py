@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import Wrapper
 from engine.calibration import Choose, LayerInputs, LayerResult, best_sweep
-from engine.quantization import Grid, PostTrainingQuantizer, best_grid
+from engine.quantization import Grid, PostTrainingQuantizer
 
 
 class GPTQQuantizer(PostTrainingQuantizer):
@@ -30,12 +30,10 @@ class GPTQQuantizer(PostTrainingQuantizer):
         """Return the weight on its grid; the damping is the best on inputs kept apart."""
         grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
         weight = wrapper.weight.detach().float()
+        scale, zero_point = self.clipped_grid(wrapper, inputs, clip=self.clip)
         if not inputs.has_rows:
-            scale, zero_point = best_grid(grid, weight, clip=self.clip)
             weight = grid.nearest(weight, scale, zero_point)
             return LayerResult(None, weight, (scale, zero_point), "were rounded to nearest")
-        squares = inputs.square_norms().unsqueeze(-2).expand_as(inputs.weight())
-        scale, zero_point = best_grid(grid, weight, inputs.restored(squares), clip=self.clip)
         scales, zeros = (inputs.matrix(grid.spread(each)) for each in (scale, zero_point))
         qmin, qmax = grid.scheme.qmin, grid.scheme.qmax
 
