@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,10 @@ def _random_state() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _compiled_code() -> None:
+    """Each test compiles anew: PyTorch leaves code eager that other tests compiled too often."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

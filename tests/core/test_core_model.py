@@ -110,7 +110,6 @@ def test_pickled_and_loaded_again(plugin):
 
 @every_pruner
 def test_compiled_without_a_graph_break(plugin):
-    torch._dynamo.reset()
     model = ConvNet()
     attach(plugin, model)
     train(model)
@@ -122,7 +121,6 @@ def test_compiled_without_a_graph_break(plugin):
 
 @every_pruner
 def test_trained_while_compiled(plugin):
-    torch._dynamo.reset()
     model = ConvNet()
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

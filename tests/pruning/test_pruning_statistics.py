@@ -236,7 +236,6 @@ def test_a_failing_forward_leaves_no_watch_behind():
 
 
 def test_a_compiled_forward_is_not_watched_and_that_is_said():
-    torch._dynamo.reset()
     model = AsModules()
     pruner = attach(ActivationMeanRankFilterPruner, model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -164,7 +164,6 @@ def test_a_compiled_model_is_compiled_once_for_the_delay_and_once_behind_it():
         graphs.append(graph)
         return graph.forward
 
-    torch._dynamo.reset()
     compiled = torch.compile(model, backend=counting, fullgraph=True)
     for _ in range(12):
         train_step(compiled, optimizer, torch.rand(4, 8))

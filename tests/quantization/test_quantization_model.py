@@ -188,7 +188,6 @@ def test_torch_compile_takes_the_model_as_one_graph(small, mode):
     getattr(model, mode)()
     batch = torch.rand(3, 5)
     expected = copy.deepcopy(model)(batch)
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     result = compiled(batch)
     torch.testing.assert_close(result, expected)
@@ -199,7 +198,6 @@ def test_torch_compile_takes_the_model_as_one_graph(small, mode):
 def test_compiled_training_follows_ranges():
     model = nn.Sequential(nn.Identity())
     quantizer = attach("qat", model, "output", op_types=["Identity"])
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(torch.tensor([-1.0, 3.0]))
     compiled(torch.tensor([-2.0, 5.0]))
