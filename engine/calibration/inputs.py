@@ -115,37 +115,39 @@ class Source:
                     whole = len(some) == count_places(module, value)
                     yield all_rows(module, value, None if whole else some), of
 
-    def sum(
-        self, kind: str, part: str, of: Callable[[Tensor, Tensor | None], Tensor]
-    ) -> tuple[Tensor, int]:
-        """Return the sum over all rows of a part, and how many there were.
+    def sum(self, kind: str, part: str) -> tuple[Tensor, int]:
+        """Return a sum over all rows of a part, and how many there were.
+
+        One pass over the batches tells all sums that are cheap; one for "gram" tells them as well.
 
         Args:
-            kind: what is summed, to know it again.
+            kind: of :data:`_SUMS`.
             part: "all", "fitted" or "apart".
-            of: adds rows to the sum until now, None at first.
         """
         if (kind, part) not in self._sums:
             both = [self._sums[kind, p] for p in ("fitted", "apart") if (kind, p) in self._sums]
             if part == "all" and len(both) == 2:
                 (one, few), (other, more) = both
-                joined = torch.maximum(one, other) if of is _largest else one + other
+                joined = torch.maximum(one, other) if kind == "largest" else one + other
                 self._sums[kind, part] = joined, few + more
             else:
-                self._add(kind, part, of)
+                self._add(kind, part)
         return self._sums[kind, part]
 
-    def _add(self, kind: str, part: str, of: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def _add(self, kind: str, part: str) -> None:
         wanted = ("all",) if part == "all" else ("fitted", "apart")
-        total: dict[str, Tensor | None] = dict.fromkeys(wanted)
+        kinds = [each for each in _SUMS if each != "gram" or kind == "gram"]
+        totals: dict[tuple[str, str], Tensor] = {}
         count = dict.fromkeys(wanted, 0)
         for rows, piece in self.rows("all" if part == "all" else "both"):
-            dtype = torch.promote_types(rows.dtype, torch.float32)
-            total[piece] = of(rows.to(dtype), total[piece])
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            for each in kinds:
+                totals[each, piece] = _SUMS[each](rows, totals.get((each, piece)))
             count[piece] += rows.shape[-2]
-        for piece in wanted:
-            value, number = _over_processes(total[piece], count[piece], self.layers[0], of)
-            self._sums[kind, piece] = value, number
+        for each in kinds:
+            for piece in wanted:
+                known = totals.pop((each, piece), None)
+                self._sums[each, piece] = _over_processes(known, count[piece], self.layers[0], each)
 
     def _numbers(self, part: str) -> list[int]:
         numbers = range(len(self.replay))
@@ -207,7 +209,7 @@ class LayerInputs:
     @property
     def samples(self) -> int:
         """How many rows there are."""
-        return self._source.sum("square norms", self._part, _squares)[1]
+        return self._source.sum("square norms", self._part)[1]
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the inputs as the layer gets them, batch by batch."""
@@ -242,7 +244,7 @@ class LayerInputs:
             EngineError: the layer has no rows, or inputs hold NaN or infinity.
         """
         self._require_rows()
-        return self._source.sum("square norms", self._part, _squares)[0]
+        return self._source.sum("square norms", self._part)[0]
 
     def means(self) -> Tensor:
         """Return the mean of absolute values of each column: (columns,).
@@ -251,7 +253,7 @@ class LayerInputs:
             EngineError: the layer has no rows, or inputs hold NaN or infinity.
         """
         self._require_rows()
-        total, count = self._source.sum("absolute values", self._part, _absolutes)
+        total, count = self._source.sum("absolute values", self._part)
         return total / max(count, 1)
 
     def largest(self) -> Tensor:
@@ -261,19 +263,20 @@ class LayerInputs:
             EngineError: the layer has no rows, or inputs hold NaN or infinity.
         """
         self._require_rows()
-        return self._source.sum("largest", self._part, _largest)[0]
+        return self._source.sum("largest", self._part)[0]
 
     def gram(self) -> Tensor:
         """Return the sum of ``x x^T`` over rows x, float32 or wider: (columns, columns).
 
         ``((q - w) @ gram * (q - w)).sum()`` is the squared error of the layer's outputs when its
-        weight is q in place of w. The same tensor each time: it must not be changed in place.
+        weight is q in place of w. The same tensor each time: it must not be changed in place. The
+        pass over the batches that this takes tells all other sums, too: ask for this one first.
 
         Raises:
             EngineError: the layer has no rows, or inputs hold NaN or infinity.
         """
         self._require_rows()
-        return self._source.sum("gram", self._part, _grams)[0]
+        return self._source.sum("gram", self._part)[0]
 
     def weight(self) -> Tensor:
         """Return the layer's weight as a matrix, float32 or wider: (output channels, columns).
@@ -395,25 +398,34 @@ def _grams(rows: Tensor, total: Tensor | None) -> Tensor:
         return total.baddbmm_(rows.mT, rows)
 
 
+#: What is known of inputs by sums: each adds rows, (..., n, columns), to the sum until now.
+_SUMS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "square norms": _squares,
+    "absolute values": _absolutes,
+    "largest": _largest,
+    "gram": _grams,
+}
+
+
 def _over_processes(
-    total: Tensor | None, count: int, wrapper: Wrapper, of: Callable[..., Tensor]
+    total: Tensor | None, count: int, wrapper: Wrapper, kind: str
 ) -> tuple[Tensor, int]:
     """Return a sum over all processes; that of white inputs where there is nothing."""
     columns, groups = _columns(wrapper.module), _groups(wrapper.module)
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
-        shape = (columns, columns) if of is _grams else (columns,)
+        shape = (columns, columns) if kind == "gram" else (columns,)
         if total is None:
             total = torch.zeros(*((groups,) if groups > 1 else ()), *shape, device=wrapper.device)
         number = torch.tensor(count, device=total.device)
-        how = distributed.ReduceOp.MAX if of is _largest else distributed.ReduceOp.SUM
+        how = distributed.ReduceOp.MAX if kind == "largest" else distributed.ReduceOp.SUM
         distributed.all_reduce(total, how)
         distributed.all_reduce(number)
         count = int(number)
     if total is not None and count:
         return total, count
     white = torch.eye(columns, device=wrapper.device)
-    if of is not _grams:
+    if kind != "gram":
         white = torch.ones(columns, device=wrapper.device)
     return (white.expand(groups, *white.shape) if groups > 1 else white), 0
 

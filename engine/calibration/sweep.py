@@ -201,13 +201,14 @@ def best_sweep(
         ]
         return torch.stack(made).view(*weight.shape[:-2], -1, weight.shape[-1])
 
+    if len(dampings) > 1:
+        fitted, apart = inputs.fitted.gram(), inputs.apart.gram()
     if len(dampings) == 1 or not inputs.apart.samples or not inputs.fitted.samples:
         gram = inputs.gram()
         whole = squared_error(weight, gram) or 1.0
         value, easy = swept(gram, dampings[0]), plain(weight)
         errors = [squared_error(each - weight, gram) / whole for each in (value, easy)]
         return Swept(value, dampings[0], *errors)
-    fitted, apart = inputs.fitted.gram(), inputs.apart.gram()
     whole = squared_error(weight, apart) or 1.0
     easy = plain(weight)
     error_of_plain = squared_error(easy - weight, apart) / whole

@@ -79,6 +79,8 @@ class Calibration:
     def run(self, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
         """Run the batches and set the ranges; see :func:`run_batches`.
 
+        Where weights alone are quantized there is no range to set, and no batch is run.
+
         Raises:
             EngineError: there are no batches, an activation is not finite, or none is reached; no
                 range is changed.
@@ -86,6 +88,8 @@ class Calibration:
         Warns:
             UserWarning: some activations were not reached; they stay in float.
         """
+        if not self._observers:
+            return
         run_batches(model, self._counted(batches_in(batches, "calibration")), forward)
         for observer in self._observers.values():
             observer.synchronize()

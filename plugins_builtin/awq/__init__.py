@@ -37,8 +37,8 @@ class AWQQuantizer(PostTrainingQuantizer):
 
     def _factors(self, scaling: Scaling) -> Tensor:
         """Return the factors with the least error of rounding, among powers of the mean (eq. 5)."""
-        means = scaling.by_channel(scaling.inputs.means()).clamp(min=1e-4)
         gram = scaling.inputs.gram()
+        means = scaling.by_channel(scaling.inputs.means()).clamp(min=1e-4)
         best = torch.ones_like(means)
         least = float("inf")
         for step in range(self.alphas):

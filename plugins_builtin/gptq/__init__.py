@@ -30,6 +30,8 @@ class GPTQQuantizer(PostTrainingQuantizer):
         """Return the weight on its grid; the damping is the best on inputs kept apart."""
         grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
         weight = wrapper.weight.detach().float()
+        if inputs.has_rows:
+            inputs.fitted.gram()  # its pass tells the square norms that clipping asks for as well
         scale, zero_point = self.clipped_grid(wrapper, inputs, clip=self.clip)
         if not inputs.has_rows:
             weight = grid.nearest(weight, scale, zero_point)
