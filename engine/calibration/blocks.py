@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
@@ -22,6 +22,27 @@ def blocks_of(model: nn.Module, layers: Collection[nn.Module]) -> dict[nn.Module
         own = [module for module in block.modules() if module in wanted]
         found.setdefault(block, own)
     return found
+
+
+def finished_parts(
+    block: nn.Module,
+    layers: Collection[nn.Module],
+    left: Collection[nn.Module],
+    calls: Mapping[nn.Module, int],
+) -> Iterator[nn.Module]:
+    """Yield the largest parts of a block that hold some of ``layers`` and none that is ``left``.
+
+    So a decoder layer's attention, when its feed-forward network has its turn. Each runs once in a
+    forward pass; ``calls`` tells how often modules do.
+    """
+    for child in block.children():
+        held = [module for module in child.modules() if module in layers]
+        if not held or child in layers:
+            continue
+        if calls[child] == 1 and not any(module in left for module in held):
+            yield child
+        else:
+            yield from finished_parts(child, layers, left, calls)
 
 
 def _members(module: nn.Module, wanted: set[nn.Module], *, member: bool) -> Iterator[nn.Module]:

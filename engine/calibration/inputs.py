@@ -62,8 +62,17 @@ class Source:
         self._sums.clear()
 
     def seen(self, numbers: Sequence[int]) -> Iterator[_Seen]:
-        """Yield each input of the first of the layers, batch by batch, call by call."""
+        """Yield each input of the first of the layers, batch by batch, call by call.
+
+        Raises:
+            EngineError: the walk has gone on to later layers.
+        """
         wrapper = self.layers[0]
+        if self.replay.is_past(wrapper.module):
+            raise EngineError(
+                f'what layer "{wrapper.name}" gets can be asked for in its turn only\n  keep what '
+                "is needed of it for later"
+            )
         for number in numbers:
             found: list[Tensor] = []
             padding: list[Tensor] = []

@@ -63,6 +63,7 @@ class Replay:
         self._forward = forward
         self._blocks = blocks
         self._kept: dict[nn.Module, _Store] = {}
+        self._parts: dict[nn.Module, tuple[_Store, _State]] = {}
         self._folder = folder
         self._place = 0
         self._lean = False
@@ -76,6 +77,7 @@ class Replay:
     def __exit__(self, *error: object) -> None:
         for store in self._kept.values():
             store.close()
+        self._forget_parts()
 
     def run(self, number: int) -> None:
         """Run a batch, until something raises :class:`EnoughError` or to the end."""
@@ -111,16 +113,47 @@ class Replay:
         """
         if calls != 1:
             return
-        store = _Store(self._folder)
-        for number in range(len(self._batches)):
-            outputs: Outputs = []
-            with recorded({block: outputs}, stop=True):
-                self.run(number)
-            store.put(number, outputs)
+        store = self._recorded(block)
+        self._forget_parts()
         if self._lean:
             for before in self._kept.values():
                 before.forget()
         self._kept[block] = store
+
+    def finish_part(self, part: nn.Module) -> None:
+        """Let a part of the block put out what it puts out now, until the block is finished.
+
+        It computes again as soon as a parameter or a buffer of its own is written to.
+        """
+        if part in self._standing():
+            return
+        self._parts[part] = self._recorded(part), _state(part)
+        for within in set(part.modules()).intersection(self._parts) - {part}:
+            self._parts.pop(within)[0].close()
+
+    def is_past(self, module: nn.Module) -> bool:
+        """Return whether a module is in what was finished, and does not run any more."""
+        return any(module in done.modules() for done in [*self._kept, *self._standing()])
+
+    def _recorded(self, module: nn.Module) -> _Store:
+        store = _Store(self._folder)
+        for number in range(len(self._batches)):
+            outputs: Outputs = []
+            with recorded({module: outputs}, stop=True):
+                self.run(number)
+            store.put(number, outputs)
+        return store
+
+    def _standing(self) -> dict[nn.Module, _Store]:
+        """Return the finished parts that are as they were."""
+        return {
+            part: store for part, (store, state) in self._parts.items() if _state(part) == state
+        }
+
+    def _forget_parts(self) -> None:
+        for store, _ in self._parts.values():
+            store.close()
+        self._parts.clear()
 
     def _needs_one(
         self, seen: Mapping[nn.Module, Outputs], blocks: Sequence[nn.Module], place: int
@@ -152,9 +185,18 @@ class Replay:
     @contextmanager
     def _replaced(self) -> Iterator[None]:
         """Within, finished blocks put out what is kept of them."""
-        played = {block: _Played(store, self._place) for block, store in self._kept.items()}
+        stores = {**self._kept, **self._standing()}
+        played = {block: _Played(store, self._place) for block, store in stores.items()}
         with replaced_forward({block: each.around for block, each in played.items()}):
             yield
+
+
+#: Which parameters and buffers a module has, and how often each was written to.
+_State = list[tuple[int, int]]
+
+
+def _state(module: nn.Module) -> _State:
+    return [(id(t), t._version) for t in [*module.parameters(), *module.buffers()]]
 
 
 class _Played:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from engine.attach.undisturbed import undisturbed
 from engine.attach.wrapper import Wrapper
-from engine.calibration.blocks import blocks_of
+from engine.calibration.blocks import blocks_of, finished_parts
 from engine.calibration.inputs import LayerInputs, Source
 from engine.calibration.replay import Outputs, Replay, recorded
 from engine.calibration.scalings import Finder, Pair
@@ -43,7 +43,8 @@ def walk(
 
     What the consumer makes of a layer before it asks for the next one is what later layers see:
     weights may change, in the layer and in those that run before it in the same block. Of each
-    block the batches' inputs are kept, nothing else of the data. The model is run in evaluation
+    block the batches' inputs are kept, and what parts of it put out that are done; nothing else of
+    the data. The model is run in evaluation
     mode and without gradients, and its buffers, modes and random state are left as they were.
 
     Args:
@@ -70,7 +71,13 @@ def walk(
             pairs = _Pairs(finder, block, replay, wrapper_of)
             calls = len(seen.outputs[block])
             seen.outputs[block].clear()
+            left = {wrapper.module for layers in seen.groups[block] for wrapper in layers}
+            own = frozenset(left)
             for layers in seen.groups[block]:
+                if calls == 1:
+                    for part in finished_parts(block, own, left, seen.calls):
+                        replay.finish_part(part)
+                left.difference_update(wrapper.module for wrapper in layers)
                 number = seen.calls[layers[0].module]
                 whole = calls > 1 or layers[0].module in seen.several
                 source = Source(replay, block, layers, number, whole=whole)
@@ -127,7 +134,7 @@ class _Observed(NamedTuple):
         outputs: what each block put out in each of its calls.
         groups: of each block its layers, in the order in which they run; those that get the same
             tensor stand together.
-        calls: how often each layer runs.
+        calls: how often each layer runs, and each module of a block.
         several: layers that several blocks hold; they count to the first that runs.
     """
 
@@ -146,9 +153,12 @@ def _observe(
     # Inputs are held until all layers have run, so that none has the identity of another.
     got: dict[nn.Module, list[Any]] = {layer: [] for layer in wrapper_of}
     order: dict[nn.Module, None] = {}
+    calls: collections.Counter[nn.Module] = collections.Counter()
+    inner = {module: None for block in blocks for module in block.modules()}
 
-    def note_block(module: nn.Module, args: Any) -> None:
+    def count(module: nn.Module, args: Any) -> None:
         order.setdefault(module)
+        calls[module] += 1
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         order.setdefault(module)
@@ -156,7 +166,7 @@ def _observe(
 
     outputs: dict[nn.Module, Outputs] = {block: [] for block in blocks}
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wrapper_of]
-    hooks += [m.register_forward_pre_hook(note_block) for m in blocks if m not in wrapper_of]
+    hooks += [m.register_forward_pre_hook(count) for m in inner if m not in wrapper_of]
     try:
         with recorded(outputs):
             forward(model, batch)
@@ -175,7 +185,7 @@ def _observe(
         known.update(layers)
         layers.sort(key=lambda layer: place.get(layer, last))
         groups[block] = _together([wrapper_of[layer] for layer in layers], got)
-    calls = collections.Counter({layer: len(inputs) for layer, inputs in got.items()})
+    calls.update({layer: len(inputs) for layer, inputs in got.items()})
     return _Observed(ordered, outputs, groups, calls, several)
 
 

@@ -41,6 +41,38 @@ class Residual(nn.Module):
         return x + self.second(torch.relu(self.first(x)))
 
 
+class Parted(nn.Module):
+    """Two parts one after the other, the first with a part of its own."""
+
+    def __init__(self, size):
+        super().__init__()
+        inner = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size))
+        self.mix = nn.ModuleDict({"inner": inner, "last": nn.Linear(size, size)})
+        self.mlp = _Mlp(size)
+
+    def forward(self, x):
+        x = x + self.mix["last"](torch.relu(self.mix["inner"](x)))
+        return x + self.mlp(x)
+
+
+class _Mlp(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.norm, self.up, self.down = (
+            nn.RMSNorm(size),
+            nn.Linear(size, 9),
+            nn.Linear(9, size),
+        )
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(self.norm(x))))
+
+
+def parted():
+    torch.manual_seed(0)
+    return nn.Sequential(*(Parted(6) for _ in range(3))).eval()
+
+
 def convolutional():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -52,7 +84,9 @@ def convolutional():
 
 
 @pytest.mark.parametrize("folder", [False, True])
-@pytest.mark.parametrize("kind", ["decoder", "skip", "convolutional", "single", "no list"])
+@pytest.mark.parametrize(
+    "kind", ["decoder", "skip", "convolutional", "single", "no list", "parted"]
+)
 @torch.no_grad()
 def test_each_layer_sees_what_became_of_those_before_it(kind, folder, tmp_path):
     batches = tokens()
@@ -60,6 +94,8 @@ def test_each_layer_sees_what_became_of_those_before_it(kind, folder, tmp_path):
         model, batches = convolutional(), [torch.randn(3, 1, 8, 8) for _ in range(5)]
     elif kind == "single":
         model, batches = nn.Linear(6, 3), [torch.randn(4, 6) for _ in range(2)]
+    elif kind == "parted":
+        model, batches = parted(), [torch.randn(3, 6) for _ in range(5)]
     elif kind == "no list":
         model = decoder(depth=1).layers[0]
         batches = [torch.randn(2, 5, 32) for _ in range(4)]
@@ -177,6 +213,44 @@ def test_a_block_runs_as_often_as_its_own_layers_need():
     assert ran[0] == 3 * 3 + 1
     assert max(ran) == ran[0]
     assert ran[-1] == 3 * 2 + 1  # nobody needs the last one's output
+
+
+@torch.no_grad()
+def test_a_part_of_a_block_that_is_done_runs_once_more_and_never_again():
+    model, batches = parted(), [torch.randn(3, 6) for _ in range(4)]
+    inner = model[0].mix["inner"]
+    ran = []
+    inner[1].register_forward_hook(lambda *_: ran.append(1))
+    names = []
+    for wrapper, inputs in walk(model, wrappers(model), Calibrated(batches)):
+        inputs.gram()
+        names.append((wrapper.name, len(ran)))
+    runs = {name: count - 1 for name, count in names}  # one to see the order
+    assert runs["0.mix.inner.2"] == 4  # up to the second layer of the part
+    assert runs["0.mix.last"] == 8  # what the part puts out
+    assert runs["2.mlp.down"] == 8
+
+
+@torch.no_grad()
+def test_a_part_runs_again_when_something_in_it_was_written_to():
+    model, batches = parted(), [torch.randn(3, 6) for _ in range(4)]
+    for wrapper, inputs in walk(model, wrappers(model), Calibrated(batches)):
+        if wrapper.name == "0.mlp.up":
+            before = list(inputs)
+            model[0].mix["inner"][0].weight.mul_(2)
+            expected = inputs_of(model, wrapper.module, batches, call)
+            assert not torch.allclose(before[0], expected[0])
+            for one, other in zip(inputs, expected, strict=True):
+                assert torch.allclose(one, other)
+
+
+def test_inputs_are_gone_when_the_walk_went_on():
+    model, held = parted(), []
+    for _, inputs in walk(model, wrappers(model), Calibrated([torch.randn(3, 6)])):
+        held.append(inputs)
+        if len(held) == 5:
+            with pytest.raises(EngineError, match="in its turn only"):
+                held[0].gram()
 
 
 def test_blocks_are_left_alone_afterwards():
