@@ -211,6 +211,14 @@ def _to_bits(codes: Tensor, bits: int) -> Tensor:
     places = 2 ** torch.arange(8, dtype=torch.uint8)
     parts = [torch.empty(0, dtype=torch.uint8)]
     for chunk in codes.split(_CHUNK):
+        if 8 % bits == 0:  # no code crosses bytes
+            each = torch.nn.functional.pad(chunk.to(torch.uint8), (0, -len(chunk) % (8 // bits)))
+            columns = each.view(-1, 8 // bits)
+            octets = columns[:, 0].clone()
+            for place in range(1, 8 // bits):
+                octets |= columns[:, place] << place * bits
+            parts.append(octets)
+            continue
         stream = ((chunk[:, None] >> shifts) & 1).flatten().to(torch.uint8)
         octets = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
         parts.append((octets * places).sum(dim=1, dtype=torch.uint8))
@@ -228,6 +236,12 @@ def _from_bits(stream: Tensor, bits: int, count: int) -> Tensor:
     shifts = torch.arange(bits, dtype=torch.int32)
     parts = [torch.empty(0, dtype=torch.int32)]
     for octets in stream.split(_CHUNK // 8 * bits):
+        if 8 % bits == 0:
+            each = torch.empty(len(octets), 8 // bits, dtype=torch.int32)
+            for place in range(8 // bits):
+                each[:, place] = octets >> place * bits & 2**bits - 1
+            parts.append(each.flatten())
+            continue
         ones = ((octets[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()
         held = ones[: ones.numel() // bits * bits].view(-1, bits).to(torch.int32)
         parts.append((held << shifts).sum(dim=1, dtype=torch.int32))

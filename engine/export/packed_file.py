@@ -8,6 +8,7 @@ on, and what is no tensor is JSON in the file's metadata.
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -94,10 +95,14 @@ def load_quantized(model: nn.Module, path: PathLike) -> nn.Module:
 def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
     """Return the packed weight of each layer whose weight is quantized, by state_dict key.
 
+    Layers that share a weight and how it is quantized share what is packed, too: the same object.
+
     Raises:
         ExportError: a weight is not finite, or not on a grid of its bits; the layer is named.
     """
-    packed = {}
+    packed: dict[str, PackedWeight] = {}
+    users = collections.Counter(id(wrapper.weight) for wrapper in wrappers)
+    shared: dict[int, tuple[Tensor, PackedWeight]] = {}
     for wrapper in wrappers:
         if QuantType.WEIGHT not in quant_types_of(wrapper):
             continue
@@ -113,15 +118,22 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
             )
         try:
             key = f"{wrapper.name}.weight" if wrapper.name else "weight"
-            group = _group_of(wrapper, QuantType.WEIGHT)
+            group, bits = _group_of(wrapper, QuantType.WEIGHT), bits_of(wrapper, QuantType.WEIGHT)
+            if id(wrapper.weight) in shared:
+                before, known = shared[id(wrapper.weight)]
+                if known.bits == bits and torch.equal(before, weight):
+                    packed[key] = known
+                    continue
             packed[key] = pack(
                 weight,
-                bits_of(wrapper, QuantType.WEIGHT),
+                bits,
                 _flat(getattr(wrapper, "weight_scale", None), group),
                 _flat(getattr(wrapper, "weight_zero_point", None), group),
                 int(getattr(wrapper, "weight_qmin", 0)),
                 group,
             )
+            if users[id(wrapper.weight)] > 1:
+                shared[id(wrapper.weight)] = weight, packed[key]
         except ExportError as error:
             raise ExportError(f'layer "{wrapper.name}": {error}') from error
     return packed
@@ -179,7 +191,11 @@ def _save_safetensors(
             continue
         tensors[key] = value.detach().cpu().contiguous().clone()
     plain: dict[str, dict[str, Any]] = {}
+    written: dict[int, str] = {}
     for key, weight in packed.items():
+        if written.setdefault(id(weight), key) != key:
+            aliases[key] = written[id(weight)]
+            continue
         parts = to_plain(weight)
         tensors |= {f"{key}:{name}": parts[name] for name in _PARTS if parts[name] is not None}
         plain[key] = {name: value for name, value in parts.items() if name not in _PARTS}
@@ -223,7 +239,9 @@ def _read_safetensors(path: PathLike) -> dict[str, Any]:
             group = fields["group"]
             fields = {**fields, "group": None if group is None else tuple(group)}
             quantized[key] = {**fields, **parts}
-        rest |= {key: rest[owner] for key, owner in aliases.items()}
+        for key, owner in aliases.items():
+            into = quantized if owner in quantized else rest
+            into[key] = into[owner]
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     return {

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from models import ConvNet, TiedLanguageModel, images, mlp, train_step
+from safetensors import safe_open
 from torch import nn
 
-from engine import CheckpointError, ExportError, Quantizer, load_quantized
+from engine import CheckpointError, ExportError, Quantizer, layer_table, load_quantized
 from engine.algorithms import (
     BNNQuantizer,
     DoReFaQuantizer,
@@ -79,6 +80,26 @@ def test_the_root_module_and_tied_weights_have_their_keys(tmp_path):
     fresh = load_quantized(TiedLanguageModel(), tmp_path / "tied.pth")
     assert fresh.decoder.weight is fresh.embedding.weight
     assert torch.equal(fresh.decoder.weight, model.decoder.weight)
+
+
+@pytest.mark.parametrize("name", ["tied.pth", "tied.safetensors"])
+def test_a_weight_that_two_layers_share_is_packed_once(name, tmp_path):
+    model = TiedLanguageModel()
+    size = model.decoder.weight.numel()
+    quantizer = attach(QAT_Quantizer, model, 8, op_types=["Embedding", "Linear"])
+    quantizer.export_model(tmp_path / name)
+    table = layer_table(model, quantizer)
+    by_name = {row.name: row for row in table.rows}
+    assert size <= by_name["embedding"].bytes_after < 2 * size
+    assert table.bytes_before == sum(p.nbytes for p in model.parameters()) + sum(
+        b.nbytes for b in model.buffers()
+    )
+    fresh = load_quantized(TiedLanguageModel(), tmp_path / name)
+    assert fresh.decoder.weight is fresh.embedding.weight
+    assert torch.equal(fresh.decoder.weight, model.decoder.weight)
+    if name.endswith(".safetensors"):
+        with safe_open(str(tmp_path / name), "pt") as stream:
+            assert "decoder.weight:codes" not in stream.keys()  # noqa: SIM118
 
 
 def test_half_precision_comes_back_in_half_precision(tmp_path):
