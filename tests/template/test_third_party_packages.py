@@ -18,6 +18,7 @@ PLUGINS = {
     "movement": ("movement_pruning", "pruner"),
     "pact": ("pact", "quantizer"),
     "c_header": ("c_header", "exporter"),
+    "ria": ("ria", "pruner"),
 }
 GENERATED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
 
@@ -55,6 +56,7 @@ def environment(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Envi
         "engine_c_header",
         "engine_movement",
         "engine_pact",
+        "engine_ria",
     ]
     made = Environment(folder / "environment", engine=False)
     made.install(*wheels)
@@ -93,6 +95,7 @@ def test_every_check_is_green(environment: Environment, name: str, tmp_path: Pat
 def test_its_own_tests_pass(environment: Environment, sources: Path, name: str) -> None:
     """Those beside the engine's checks, which the test above has run."""
     checks = "not TestMovementPruner and not TestPACTQuantizer and not TestCHeaderExporter"
+    checks += " and not TestRIAPruner"
     options = ["-q", "-p", "no:cacheprovider", "-k", checks]
     tested = environment.run("-m", "pytest", *options, cwd=sources / PLUGINS[name][0])
     assert tested.returncode == 0, tested.stdout
@@ -119,7 +122,7 @@ def test_only_what_is_public_is_imported(package: str) -> None:
     import engine
 
     public = {"engine", "engine.pruning", "engine.quantization", "engine.testing"}
-    public |= {"engine.algorithms", "engine.export"}
+    public |= {"engine.algorithms", "engine.export", "engine.calibration"}
     for path in (PACKAGES / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("engine."):
@@ -128,7 +131,9 @@ def test_only_what_is_public_is_imported(package: str) -> None:
                 assert {alias.name for alias in node.names} <= set(engine.__all__)
 
 
-@pytest.mark.parametrize("module", ["movement_pruning/engine_movement", "pact/engine_pact"])
+@pytest.mark.parametrize(
+    "module", ["movement_pruning/engine_movement", "pact/engine_pact", "ria/engine_ria"]
+)
 def test_the_mathematics_takes_no_more_than_thirty_lines(module: str) -> None:
     """Statements within functions: imports, signatures and docstrings are not mathematics."""
     import ast
