@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,9 +59,12 @@ def smaller(
     pruner._changes.clear()
     result = pruner.unwrap()
     if hasattr(getattr(model, "config", None), "to_dict"):
-        # Where no settings can say it, fit_config tells whoever asks; the model runs all the same.
-        with suppress(speedup.SpeedupError):
-            speedup.fit_config(model)
+        try:
+            speedup.fit_config(model, args, kwargs)
+        except speedup.SpeedupError as error:
+            # The model runs all the same, and save_compressed takes any.
+            if hasattr(model, "save_pretrained"):
+                warnings.warn(f"from_pretrained will not load this model: {error}", stacklevel=3)
     if report.note:
         warnings.warn(report.note, stacklevel=3)
     return result

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from engine.attach.layout import layout_of
 from engine.speedup.compare import copied
+from engine.speedup.evaluation import evaluation
 from engine.speedup.guesses import Guesses
 from engine.speedup.records import Place
 from engine.speedup.rules import RULES
-from engine.speedup.shrink import evaluation, refuse_compiled
+from engine.speedup.shrink import refuse_compiled
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Grouped, Tracked
 

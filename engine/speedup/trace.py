@@ -39,6 +39,7 @@ class Trace:
         sizes: sizes that views and factories ask for.
         grouped: the modules that ran a grouped convolution, with its weight.
         widened: modules that see zeros where channels are removed.
+        copies: the first label of each dimension that copies of one slice were given.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trace:
         self.sizes: list[Size] = []
         self.grouped: list[tuple[str, Tracked]] = []
         self.widened: dict[str, Widened] = {}
+        self.copies: set[int] = set()
         #: Which tensors share memory.
         self.aliases = Aliases()
         self._choices = choices or {}
