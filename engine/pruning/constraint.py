@@ -99,18 +99,21 @@ class GroupConstraint:
     @hookimpl
     def restore_model(self, compressor: Any, model: nn.Module) -> None:
         """Forget the model."""
+        if self._pruner is not None and (scorer := self._scorer(self._pruner)) is not None:
+            scorer.ranked.clear()
         compressor.companions = []
         self.groups, self.model, self._pruner, self._round = [], None, None, -1
 
     @hookimpl(wrapper=True)
     def calc_mask(self, wrapper: Wrapper) -> Any:
         """Return the pruner's mask, or the one that goes with the layers bound to this one."""
+        if self._pruner is not None and self._pruner.mask_round != self._round:
+            # Before the pruner is asked: it is told what it has said of its filters already.
+            self._round = self._pruner.mask_round
+            self._masks = self._all_masks()
         own = yield
         if own is None or self._pruner is None:
             return own
-        if self._pruner.mask_round != self._round:
-            self._round = self._pruner.mask_round
-            self._masks = self._all_masks()
         if id(wrapper) not in self._masks:
             return own
         kept = self._masks[id(wrapper)]
@@ -157,6 +160,10 @@ class GroupConstraint:
         return ConfigError([problem], type(pruner).__name__)
 
     def _all_masks(self) -> dict[int, Tensor | None]:
+        assert self._pruner is not None
+        scorer = self._scorer(self._pruner)
+        if scorer is not None:
+            scorer.ranked.clear()
         rankings = [[self._ranking(member) for member in group.members] for group in self.groups]
         known = [list(filter(None, ranking)) for ranking in rankings]
         if any(len(k) < len(r) for k, r in zip(known, rankings, strict=True)):
@@ -167,18 +174,26 @@ class GroupConstraint:
             for member, mask in zip(group.members, group.masks(kept), strict=True)
         }
 
+    @staticmethod
+    def _scorer(pruner: Pruner) -> FilterPruner | None:
+        """Return the plugin of the stack that ranks filters and makes its masks of that alone."""
+        scorer = next((p for p in pruner._participants() if isinstance(p, FilterPruner)), None)
+        plain = scorer is not None and type(scorer).calc_mask is FilterPruner.calc_mask
+        return scorer if plain else None
+
     def _ranking(self, wrapper: Wrapper) -> Ranking | None:
         """Return the pruner's opinion of a layer, from its scores or from its mask."""
         pruner = self._pruner
         assert pruner is not None
         target = pruner.asked.get(id(wrapper), wrapper.sparsity or 0.0)
         channels = Channels(wrapper.module)
-        scorer = next((p for p in pruner._participants() if isinstance(p, FilterPruner)), None)
+        scorer = self._scorer(pruner)
         importance: Tensor | None
-        if scorer is not None and type(scorer).calc_mask is FilterPruner.calc_mask:
+        if scorer is not None:
             importance = scorer.filter_importance(wrapper, channels)
             if importance is None:
                 return None
+            scorer.ranked[id(wrapper)] = importance
             removed = prune_count(channels.count, target)
         else:
             masks = pruner.own_mask(wrapper, target)

@@ -130,13 +130,16 @@ def _differs(
     replay = Replay(model, tracer, recording)
     if not watched:
         difference = compare.difference(model, check, expected)
-        if difference is not None:
-            replay.run(check)
-        return difference, replay.culprit
-    with replay.watching():
-        difference = compare.difference(model, check, expected, replay)
+        if difference is None:
+            return None, None
+        replay.run(check)
+    else:
+        with replay.watching():
+            difference = compare.difference(model, check, expected, replay)
+        if difference is not None and difference.failed_in is not None:
+            replay.blame_coming()
     if difference is not None and difference.failed_in is not None:
-        replay.blame_coming()
+        difference = difference._replace(failed_in=replay.path)
     return difference, replay.culprit
 
 

@@ -70,7 +70,8 @@ class Trace:
         self._number = 0
         self._path: list[str] = [""]
         self._slots: dict[int, list[Slot]] = {}
-        for path, module in model.named_modules():
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        for path, module in self._modules.items():
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None:
                     self._slots.setdefault(id(tensor), []).append(Slot(module, name, path))
@@ -165,7 +166,7 @@ class Trace:
     @property
     def running(self) -> nn.Module:
         """The module that runs."""
-        return self.model.get_submodule(self.path)
+        return self._modules[self.path]
 
     def refuse(self, reason: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
         """Treat a call as unknown: everything that it touches keeps its size."""

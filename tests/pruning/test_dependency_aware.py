@@ -333,3 +333,24 @@ def test_a_pruner_of_single_weights_is_refused_where_layers_are_bound(extension)
     with pytest.raises(ConfigError, match='level removes single weights of layer "0", and'):
         pruner.compress()
     assert torch.equal(model[0].weight, before)
+
+
+def test_filters_are_ranked_once_in_a_round(net: Net) -> None:
+    """The pruner's own mask, which is replaced, takes the ranking that the group has asked for."""
+    asked: list[str] = []
+
+    class Counting(L1FilterPruner):
+        def filter_importance(self, wrapper: Wrapper, channels: Any) -> Tensor:
+            asked.append(wrapper.name)
+            return super().filter_importance(wrapper, channels)
+
+    pruner = Counting(net, CONVS, dependency_aware=True, dummy_input=X)
+    pruner.compress()
+    layers = ["stem", "one.a", "one.b", "two.a", "two.b"]
+    assert sorted(asked) == sorted(layers)
+    # The next round ranks anew: nothing that was said before is left over.
+    pruner.update_masks(every_layer=True)
+    assert sorted(asked) == sorted(2 * layers)
+    assert not pruner.ranked
+    pruner.unwrap()
+    assert not pruner.ranked
