@@ -44,12 +44,17 @@ class GroupConstraint:
     Args:
         round_to: keep a multiple of this many filters in each layer, where that is possible.
         dummy_input: example inputs; by default the pruner's own ``dummy_input``.
+        graph_module: look for channels in the model's graph, where sizes that are literals in its
+            code follow them; for ``apply_speedup(graph_module=True)``.
     """
 
     name = "constraint"
 
-    def __init__(self, round_to: int = 1, dummy_input: Any = None) -> None:
+    def __init__(
+        self, round_to: int = 1, dummy_input: Any = None, graph_module: bool = False
+    ) -> None:
         self.round_to = round_to
+        self.graph_module = graph_module
         self.dummy_input = dummy_input
         self.groups: list[Group] = []
         self.model: nn.Module | None = None
@@ -84,9 +89,12 @@ class GroupConstraint:
         self._pruner = compressor
         self.model = model
         self.example = args, kwargs = arguments_of(example)
+        from engine.speedup import SpeedupError, as_graph_module
+
         try:
-            self.groups = bound_groups(model, compressor.wrappers, args, kwargs)
-        except (PluginError, ConfigError):
+            traced = as_graph_module(model, args, kwargs) if self.graph_module else model
+            self.groups = bound_groups(traced, compressor.wrappers, args, kwargs)
+        except (PluginError, ConfigError, SpeedupError):
             raise
         except Exception as error:
             problem = Problem(

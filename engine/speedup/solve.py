@@ -166,6 +166,8 @@ def _owner(fold: Fold) -> nn.Module | None:
         return None
     module = slots[0].module
     if fold.bias is None:
-        return module if "bias" in module._parameters else None
+        # One that is made is added by the layer's own forward, not by code that reads its weight.
+        runs = slots[0].path == fold.path
+        return module if runs and "bias" in module._parameters else None
     fits = len(fold.bias.slots) == 1 and fold.bias.slots[0].module is module
     return module if fits else None

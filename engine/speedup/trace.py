@@ -12,7 +12,7 @@ from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
 from engine.speedup.living import Living
 from engine.speedup.records import Back, Call, Fold, Place, Record, Size, Split
-from engine.speedup.tags import Owner, owner_of
+from engine.speedup.tags import Owner, Tagged, bounds_in, owner_of
 from engine.speedup.tracked import Slot, Tracked
 from engine.speedup.widen import Widened
 
@@ -124,6 +124,20 @@ class Trace:
         """Say that the code may have asked for ``size``, the number of ``labels``, as ``dim``."""
         owner = self.owner(size, dim, rank)
         self.sizes.append(Size(self._number, self.path, size, labels, owner))
+
+    def follow(self, owner: Owner, labels: Tensor) -> None:
+        """Say that the attribute ``owner`` is the number of ``labels``: a place among channels."""
+        self.sizes.append(Size(self._number, self.path, labels.numel(), labels, owner))
+
+    def follow_number(self, number: int, labels: Tensor) -> None:
+        """Say that ``number``, if the call was given it by an attribute, is that of ``labels``."""
+        owners = [g.owner for g in self._given if isinstance(g, Tagged) and g == number]
+        if len(owners) == 1:
+            self.follow(owners[0], labels)
+
+    def bounds(self) -> list[tuple[Any, Any]]:
+        """Return where slices of the call that runs begin and end, as the model's code gave it."""
+        return bounds_in(self._given)
 
     def owner(self, size: int, place: int, count: int) -> Owner | None:
         """Return the attribute that the call took ``size``, number ``place`` of ``count``, from."""
