@@ -7,6 +7,7 @@ module holds. From there on all is as with any model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -91,6 +92,7 @@ def as_graph_module(
     for name, child in model.named_children():
         if name in graph_module._modules:
             graph_module._modules[name] = child
+    _divide_sums(graph_module.graph)
     _name_literals(graph_module)
     graph_module.training = model.training
     return graph_module
@@ -98,6 +100,28 @@ def as_graph_module(
 
 def _free_sizes(value: Any) -> Any:
     return dict.fromkeys(range(value.dim()), Dim.AUTO) if isinstance(value, Tensor) else None
+
+
+def _divide_sums(graph: fx.Graph) -> None:
+    """Let means over dimensions of a fixed size be sums that are divided by that size.
+
+    Of channels that are zero a sum may lose any, and the number stays that of the model as it was.
+    """
+    for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim)):
+        x, dims, *rest = node.args
+        value = x.meta.get("val")
+        if value is None or not dims or node.kwargs:
+            continue
+        if value.dtype not in (torch.float32, torch.float64):
+            continue  # a sum of half precision may be too large
+        sizes = [value.shape[dim] for dim in dims]
+        if not all(type(size) is int for size in sizes):
+            continue
+        with graph.inserting_before(node):
+            total = graph.call_function(torch.ops.aten.sum.dim_IntList, (x, dims, *rest))
+            mean = graph.call_function(torch.ops.aten.div.Tensor, (total, math.prod(sizes)))
+        node.replace_all_uses_with(mean)
+        graph.erase_node(node)
 
 
 def _name_literals(module: fx.GraphModule) -> None:

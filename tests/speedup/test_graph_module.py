@@ -213,3 +213,32 @@ def test_channels_that_are_written_to_go(start: int, stop: int) -> None:
     speedup(graph, x)
     assert equal(graph(other), expected)
     assert model.a.weight.shape[0] == 8
+
+
+class Means(nn.Module):
+    """Features by their mean, and by a sum that is divided by their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        y = y / (1 + y.mean(-1, keepdim=True) + y.sum(-1, keepdim=True) / y.shape[-1])
+        return self.b(y) + y.mean(1, keepdim=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_means_go_on_dividing_by_the_number_that_there_was(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Means().to(dtype).eval()
+    for row in (1, 4, 7):
+        model.a.weight[row] = 0
+        model.a.bias[row] = 0
+    x = torch.randn(4, 6, dtype=dtype)
+    expected = model(x)
+    graph = as_graph_module(model, torch.randn(2, 6, dtype=dtype))
+    speedup(graph, torch.randn(2, 6, dtype=dtype))
+    assert model.a.weight.shape == (7, 6)
+    torch.testing.assert_close(graph(x), expected, rtol=1e-6, atol=1e-6)

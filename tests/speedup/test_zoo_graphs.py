@@ -51,10 +51,11 @@ def test_a_fifth_of_the_parameters_goes_and_outputs_stay(graph: Graph) -> None:
     assert sum(p.numel() for p in model.parameters()) <= 0.8 * before
 
 
-@pytest.mark.parametrize(
-    "graph", [g for g in GRAPHS if "literal" in g.shortfall], ids=lambda g: g.name
-)
-def test_as_a_graph_module_literal_sizes_follow(graph: Graph) -> None:
+NUMBERS = ("InPlace", "GlobalResponseNorm", "ShapeInFormula")
+
+
+@pytest.mark.parametrize("graph", [g for g in GRAPHS if g.name in NUMBERS], ids=lambda g: g.name)
+def test_as_a_graph_module_numbers_in_the_code_do_not_matter(graph: Graph) -> None:
     model, example = made(graph), graph.inputs(0)
     mask_half(as_graph_module(model, *example), *example)
     others = [graph.inputs(1), graph.inputs(2, batch=3)]
