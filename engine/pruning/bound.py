@@ -110,14 +110,14 @@ def bound_groups(
     by_module = {id(w.module): place for place, w in reversed(list(enumerate(wrappers)))}
     blocks = []
     for block in channel_blocks(model, args, kwargs):
-        filters: dict[int, list[Member]] = {}
+        filters: dict[int, list[_Made]] = {}
         complete = True
         for member in block.members:
             slot = member.tracked.slots[0]
             place = by_module.get(id(slot.module))
-            is_filter = member.makes or member.tensor.dim() == 1
-            if place is not None and slot.name == "weight" and is_filter:
-                filters.setdefault(place, []).append(member)
+            made = _filters_of(member)
+            if place is not None and slot.name == "weight" and made is not None:
+                filters.setdefault(place, []).append(made)
             elif member.makes:
                 complete = False
         if filters:
@@ -128,9 +128,9 @@ def bound_groups(
         owner = [torch.full((Channels(wrappers[p].module).count,), -1) for p in places]
         first = 0
         for each in mine:
-            for place, members in each.filters.items():
-                for member in members:
-                    owner[places.index(place)][member.indices] = first + member.channel
+            for place, parts in each.filters.items():
+                for made in parts:
+                    owner[places.index(place)][made.rows] = first + made.channel
             first += each.block.count
         group = Group([wrappers[p] for p in places], owner, [each.block for each in mine])
         for each in mine:
@@ -140,11 +140,38 @@ def bound_groups(
     return groups
 
 
+class _Made(NamedTuple):
+    """Filters of one layer, int64 (n,), and the block's channel that each makes."""
+
+    rows: Tensor
+    channel: Tensor
+
+
+def _filters_of(member: Member) -> _Made | None:
+    """Return the filters that a member of a block is, None if it is none.
+
+    Those of a transposed convolution are counted through its groups, which share a dimension of its
+    weight; if each reads one channel, the other dimension counts the groups.
+    """
+    grouped = member.tracked.grouped
+    if grouped is None or not grouped.transposed:
+        is_filter = member.makes or member.tensor.dim() == 1
+        return _Made(member.indices, member.channel) if is_filter else None
+    rows, outputs = member.tensor.shape[:2]
+    if member.dim == 1:
+        starts = torch.arange(grouped.groups).unsqueeze(1) * outputs
+        return _Made((starts + member.indices).flatten(), member.channel.repeat(grouped.groups))
+    if rows == grouped.groups:
+        within = member.indices.unsqueeze(1) * outputs + torch.arange(outputs)
+        return _Made(within.flatten(), member.channel.repeat_interleave(outputs))
+    return None
+
+
 class _Filters(NamedTuple):
     """A block with the filters of wrapped layers in it; ``complete`` if no others make it."""
 
     block: Block
-    filters: dict[int, list[Member]]
+    filters: dict[int, list[_Made]]
     complete: bool
 
 
@@ -176,11 +203,11 @@ def _companions(
 ) -> list[Companion]:
     """Return the parameters that only carry a block's channels on, with what makes them."""
     rows: dict[int, Tensor] = {}
-    for place, members in filters.filters.items():
+    for place, parts in filters.filters.items():
         # Of several filters that make one channel any will do: they are masked together.
         rows[place] = torch.zeros(filters.block.count, dtype=torch.int64)
-        for member in members:
-            rows[place][member.channel] = member.indices
+        for made in parts:
+            rows[place][made.channel] = made.rows
     companions = []
     for member in filters.block.members:
         slot = member.tracked.slots[0]

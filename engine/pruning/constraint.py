@@ -44,12 +44,17 @@ class GroupConstraint:
     Args:
         round_to: keep a multiple of this many filters in each layer, where that is possible.
         dummy_input: example inputs; by default the pruner's own ``dummy_input``.
+        graph_module: look for channels in the model's graph, where sizes that are literals in its
+            code follow them; for ``apply_speedup(graph_module=True)``.
     """
 
     name = "constraint"
 
-    def __init__(self, round_to: int = 1, dummy_input: Any = None) -> None:
+    def __init__(
+        self, round_to: int = 1, dummy_input: Any = None, graph_module: bool = False
+    ) -> None:
         self.round_to = round_to
+        self.graph_module = graph_module
         self.dummy_input = dummy_input
         self.groups: list[Group] = []
         self.model: nn.Module | None = None
@@ -84,9 +89,12 @@ class GroupConstraint:
         self._pruner = compressor
         self.model = model
         self.example = args, kwargs = arguments_of(example)
+        from engine.speedup import SpeedupError, as_graph_module
+
         try:
-            self.groups = bound_groups(model, compressor.wrappers, args, kwargs)
-        except (PluginError, ConfigError):
+            traced = as_graph_module(model, args, kwargs) if self.graph_module else model
+            self.groups = bound_groups(traced, compressor.wrappers, args, kwargs)
+        except (PluginError, ConfigError, SpeedupError):
             raise
         except Exception as error:
             problem = Problem(
@@ -99,18 +107,21 @@ class GroupConstraint:
     @hookimpl
     def restore_model(self, compressor: Any, model: nn.Module) -> None:
         """Forget the model."""
+        if self._pruner is not None and (scorer := self._scorer(self._pruner)) is not None:
+            scorer.ranked.clear()
         compressor.companions = []
         self.groups, self.model, self._pruner, self._round = [], None, None, -1
 
     @hookimpl(wrapper=True)
     def calc_mask(self, wrapper: Wrapper) -> Any:
         """Return the pruner's mask, or the one that goes with the layers bound to this one."""
+        if self._pruner is not None and self._pruner.mask_round != self._round:
+            # Before the pruner is asked: it is told what it has said of its filters already.
+            self._round = self._pruner.mask_round
+            self._masks = self._all_masks()
         own = yield
         if own is None or self._pruner is None:
             return own
-        if self._pruner.mask_round != self._round:
-            self._round = self._pruner.mask_round
-            self._masks = self._all_masks()
         if id(wrapper) not in self._masks:
             return own
         kept = self._masks[id(wrapper)]
@@ -157,6 +168,10 @@ class GroupConstraint:
         return ConfigError([problem], type(pruner).__name__)
 
     def _all_masks(self) -> dict[int, Tensor | None]:
+        assert self._pruner is not None
+        scorer = self._scorer(self._pruner)
+        if scorer is not None:
+            scorer.ranked.clear()
         rankings = [[self._ranking(member) for member in group.members] for group in self.groups]
         known = [list(filter(None, ranking)) for ranking in rankings]
         if any(len(k) < len(r) for k, r in zip(known, rankings, strict=True)):
@@ -167,18 +182,26 @@ class GroupConstraint:
             for member, mask in zip(group.members, group.masks(kept), strict=True)
         }
 
+    @staticmethod
+    def _scorer(pruner: Pruner) -> FilterPruner | None:
+        """Return the plugin of the stack that ranks filters and makes its masks of that alone."""
+        scorer = next((p for p in pruner._participants() if isinstance(p, FilterPruner)), None)
+        plain = scorer is not None and type(scorer).calc_mask is FilterPruner.calc_mask
+        return scorer if plain else None
+
     def _ranking(self, wrapper: Wrapper) -> Ranking | None:
         """Return the pruner's opinion of a layer, from its scores or from its mask."""
         pruner = self._pruner
         assert pruner is not None
         target = pruner.asked.get(id(wrapper), wrapper.sparsity or 0.0)
         channels = Channels(wrapper.module)
-        scorer = next((p for p in pruner._participants() if isinstance(p, FilterPruner)), None)
+        scorer = self._scorer(pruner)
         importance: Tensor | None
-        if scorer is not None and type(scorer).calc_mask is FilterPruner.calc_mask:
+        if scorer is not None:
             importance = scorer.filter_importance(wrapper, channels)
             if importance is None:
                 return None
+            scorer.ranked[id(wrapper)] = importance
             removed = prune_count(channels.count, target)
         else:
             masks = pruner.own_mask(wrapper, target)

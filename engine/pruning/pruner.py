@@ -124,6 +124,7 @@ class Pruner(MaskHolder):
         kwargs: Mapping[str, Any] | None = None,
         *,
         drop_constants: bool = False,
+        graph_module: bool = False,
     ) -> nn.Module:
         """Make the model physically smaller: remove what the masks made dead; return the model.
 
@@ -137,6 +138,11 @@ class Pruner(MaskHolder):
             kwargs: keyword arguments.
             drop_constants: also mask the norms and biases of removed filters, whose constants keep
                 channels from being removed before padded convolutions. Outputs change; train on.
+            graph_module: return a ``torch.fx.GraphModule`` of the model's layers, in evaluation
+                mode, in which sizes that are literals in the model's code follow the channels. The
+                model itself has the smaller layers, too, and its code no longer fits them. Where
+                layers are bound together let ``dependency_aware`` know (its own argument
+                ``graph_module``).
 
         Raises:
             SpeedupError: no smaller model with equal outputs was found; nothing was changed.
@@ -145,7 +151,9 @@ class Pruner(MaskHolder):
             UserWarning: nothing was removed, and why.
         """
         self._finishing()
-        return smaller(self, dummy_input, kwargs, drop_constants=drop_constants)
+        return smaller(
+            self, dummy_input, kwargs, drop_constants=drop_constants, graph_module=graph_module
+        )
 
     # -- inside --------------------------------------------------------------------------------
 

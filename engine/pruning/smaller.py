@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ def smaller(
     kwargs: Mapping[str, Any] | None,
     *,
     drop_constants: bool = False,
+    graph_module: bool = False,
 ) -> nn.Module:
     """Make ``pruner``'s model smaller and detach the pruner; see ``Pruner.apply_speedup``."""
     if pruner._stack is None:
@@ -48,6 +49,8 @@ def smaller(
     model = pruner.bound_model
     pruner.apply_masks()
     with _restored_on_error(pruner):
+        if graph_module:
+            model = speedup.as_graph_module(model, args, kwargs)
         if drop_constants:
             speedup.drop_constants(model, args, kwargs)
         report = speedup.speedup(
@@ -57,14 +60,17 @@ def smaller(
     pruner.speedup_report = report
     pruner._trained = True
     pruner._changes.clear()
-    result = pruner.unwrap()
+    pruner.unwrap()
     if hasattr(getattr(model, "config", None), "to_dict"):
-        # Where no settings can say it, fit_config tells whoever asks; the model runs all the same.
-        with suppress(speedup.SpeedupError):
-            speedup.fit_config(model)
+        try:
+            speedup.fit_config(model, args, kwargs)
+        except speedup.SpeedupError as error:
+            # The model runs all the same, and save_compressed takes any.
+            if hasattr(model, "save_pretrained"):
+                warnings.warn(f"from_pretrained will not load this model: {error}", stacklevel=3)
     if report.note:
         warnings.warn(report.note, stacklevel=3)
-    return result
+    return model
 
 
 def _rules(pruner: MaskHolder) -> dict[Any, Any]:

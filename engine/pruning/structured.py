@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,11 @@ class FilterPruner(Pruner):
     one_shot = True
     default_op_types = FILTER_TYPES
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: What an extension has asked for in this round of masks already, by the wrapper's id.
+        self.ranked: dict[int, Tensor] = {}
+
     def check_layer(self, module: nn.Module) -> str | None:
         """Refuse layers of which it is not known what their filters are."""
         try:
@@ -43,7 +50,9 @@ class FilterPruner(Pruner):
     def calc_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor] | None:
         """Return the mask of whole filters; see ``HookSpecs.calc_mask``."""
         channels = Channels(wrapper.module)
-        importance = self.filter_importance(wrapper, channels)
+        importance = self.ranked.pop(id(wrapper), None)
+        if importance is None:
+            importance = self.filter_importance(wrapper, channels)
         if importance is None:
             return None
         mask = wrapper.mask("weight")

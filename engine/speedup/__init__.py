@@ -1,6 +1,7 @@
 """Speedup: a masked model becomes physically smaller, with the same outputs."""
 
 from engine.speedup.constants import drop_constants
+from engine.speedup.graph_module import as_graph_module
 from engine.speedup.groups import Block, Member, Slice, channel_blocks
 from engine.speedup.pretrained import fit_config
 from engine.speedup.recipe import is_smaller, load_compressed, save_compressed
@@ -18,6 +19,7 @@ __all__ = [
     "Slice",
     "SpeedupError",
     "SpeedupReport",
+    "as_graph_module",
     "channel_blocks",
     "drop_constants",
     "fit_config",

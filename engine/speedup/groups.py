@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from engine.attach.layout import layout_of
 from engine.speedup.compare import copied
+from engine.speedup.evaluation import evaluation
 from engine.speedup.guesses import Guesses
 from engine.speedup.records import Place
 from engine.speedup.rules import RULES
-from engine.speedup.shrink import evaluation, refuse_compiled
+from engine.speedup.shrink import refuse_compiled
 from engine.speedup.tracer import Tracer
 from engine.speedup.tracked import Grouped, Tracked
 
@@ -177,8 +178,8 @@ def channel_blocks(
         for dim in tracked.dims():
             labels = tracked.labels[dim]
             assert labels is not None
-            if grouped is not None and dim == (0 if grouped.transposed else 1):
-                labels = _shared_inputs(tracer, grouped)
+            if grouped is not None:
+                labels = _of_grouped(tracer, grouped, dim, labels)
             if dim not in tracked.scaled and labels is not None:
                 sides.append((tracked, dim, labels))
     if not sides:
@@ -213,15 +214,19 @@ def channel_blocks(
     return [Block(members[block], int(counts[block])) for block in members]
 
 
-def _shared_inputs(tracer: Tracer, grouped: Grouped) -> Tensor | None:
-    """Return the labels of what a group reads where those of all groups go together, else None.
+def _of_grouped(tracer: Tracer, grouped: Grouped, dim: int, own: Tensor) -> Tensor | None:
+    """Return the labels of a dimension of a grouped convolution's weight, None where none can go.
 
-    The groups of a convolution share a dimension of its weight: it shrinks where each of them loses
-    the same, which is certain only then.
+    The groups share the second: what a group reads, or of a transposed one what it makes. It
+    shrinks where each of them loses the same, which is certain only if all go together. The first
+    counts the channels of all groups.
     """
-    if grouped.inputs is None or grouped.transposed:
+    if dim != 1:
+        return grouped.inputs if grouped.transposed else own
+    shared = grouped.outputs if grouped.transposed else grouped.inputs
+    if shared is None:
         return None
-    by_group = tracer.labels.roots(grouped.inputs).view(grouped.groups, -1)
+    by_group = tracer.labels.roots(shared).view(grouped.groups, -1)
     return by_group[0] if bool((by_group == by_group[0]).all()) else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,10 +33,13 @@ class Labels:
         self._why = torch.full((_ROOM,), _NONE)
         self._reasons = ["its size is part of the computation"]
         self._why[FIXED] = 0
+        #: By label: whether it stays, since anything changed last.
+        self._stays: Tensor | None = None
 
     def fresh(self, count: int) -> Tensor:
         """Return ``count`` new labels, int64 (count,)."""
         first, self._count = self._count, self._count + count
+        self._stays = None
         if self._count > len(self._parent):
             old, size = len(self._parent), 2 * self._count
             self._parent = torch.cat([self._parent, torch.arange(old, size)])
@@ -60,6 +65,7 @@ class Labels:
         """Merge labels pairwise; both int64 (n,)."""
         if left is right or torch.equal(left, right):
             return
+        self._stays = None
         parent, why = self._parent, self._why
         first = a, b = self.roots(left.flatten()), self.roots(right.flatten())
         while not torch.equal(a, b):
@@ -82,10 +88,18 @@ class Labels:
     def pin(self, labels: Tensor, reason: str) -> None:
         """Say that ``labels`` must stay, and why; the first reason is kept."""
         if labels.numel():
-            roots = self.roots(labels.flatten())
-            why = self._why.index_select(0, roots).clamp_(max=len(self._reasons))
-            self._why.scatter_(0, roots, why)
-            self._reasons.append(reason)
+            self.pin_all([(labels, reason)])
+
+    def pin_all(self, pins: Sequence[tuple[Tensor, str]]) -> None:
+        """Say of many labels that they must stay, as one :meth:`pin` after the other does."""
+        self._stays = None
+        if not pins:
+            return
+        sizes = torch.tensor([labels.numel() for labels, _ in pins])
+        numbers = torch.arange(len(self._reasons), len(self._reasons) + len(pins))
+        roots = self.roots(torch.cat([labels.flatten() for labels, _ in pins]))
+        self._why.scatter_reduce_(0, roots, numbers.repeat_interleave(sizes), "amin")
+        self._reasons += [reason for _, reason in pins]
 
     def reason(self, label: int) -> str | None:
         """Return why ``label`` must stay, None when it need not."""
@@ -96,3 +110,9 @@ class Labels:
         """Return which of ``labels`` must stay, bool of the same shape."""
         roots = self.roots(labels.flatten())
         return (self._why.index_select(0, roots) != _NONE).view(labels.shape)
+
+    def stays(self, labels: Tensor) -> Tensor:
+        """Return what :meth:`pinned` does, from a table: for many questions and few changes."""
+        if self._stays is None:
+            self._stays = self.pinned(torch.arange(self._count))
+        return self._stays.index_select(0, labels.flatten()).view(labels.shape)

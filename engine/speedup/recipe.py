@@ -19,6 +19,8 @@ from engine.speedup.widen import hook, places_of
 _KEY = "_speedup_recipe"
 _FORMAT = "engine smaller model"
 _VERSION = 1
+#: What the class of a graph module has beside the name of the model's.
+GRAPH = "Graph"
 
 
 def remember(model: nn.Module, snapshot: Snapshot) -> None:
@@ -139,8 +141,15 @@ def _reshape(model: nn.Module, recipe: Mapping[str, Any], snapshot: Snapshot) ->
             raise CheckpointError(f'the model has no module "{path}"{hint}')
         module = modules[path]
         if type(module).__name__ not in (entry["class"], PrunedMultiheadAttention.__name__):
+            graph = f"{type(module).__name__}{GRAPH}"
+            hint = (
+                "\n  load it into engine.speedup.as_graph_module(model, dummy_input)"
+                if entry["class"] == graph and not path
+                else ""
+            )
             raise CheckpointError(
-                f'"{path}" is a {type(module).__name__}, the saved one is a {entry["class"]}'
+                f'"{path or "the model"}" is a {type(module).__name__}, '
+                f"the saved one is a {entry['class']}{hint}"
             )
         for name, shape in entry.get("tensors", {}).items():
             _resize(module, name, shape, fresh)

@@ -34,6 +34,11 @@ class _Beside(TorchDispatchMode):
         self._path = [""]
         self._done: dict[str, int] = {}
 
+    @property
+    def path(self) -> str:
+        """The path of the module that runs, or in which the model failed."""
+        return self._path[-1]
+
     def _next(self, func: Any) -> Record | None:
         """Return the recorded call that this one is, None where the two went other ways."""
         path = self._path[-1]

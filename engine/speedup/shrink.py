@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError
 from engine.speedup import compare, recipe
+from engine.speedup.evaluation import evaluation
 from engine.speedup.replay import Inputs, Recording, Replay
 from engine.speedup.report import LayerChange, SpeedupReport
 from engine.speedup.rewrite import Slice, Snapshot, rewrite, update_optimizer
@@ -129,13 +130,16 @@ def _differs(
     replay = Replay(model, tracer, recording)
     if not watched:
         difference = compare.difference(model, check, expected)
-        if difference is not None:
-            replay.run(check)
-        return difference, replay.culprit
-    with replay.watching():
-        difference = compare.difference(model, check, expected, replay)
+        if difference is None:
+            return None, None
+        replay.run(check)
+    else:
+        with replay.watching():
+            difference = compare.difference(model, check, expected, replay)
+        if difference is not None and difference.failed_in is not None:
+            replay.blame_coming()
     if difference is not None and difference.failed_in is not None:
-        replay.blame_coming()
+        difference = difference._replace(failed_in=replay.path)
     return difference, replay.culprit
 
 
@@ -239,18 +243,3 @@ def _other_values(value: Any) -> Any:
         lambda t: torch.randn_like(t) if isinstance(t, Tensor) and t.is_floating_point() else t,
         value,
     )
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Run what is inside with ``model`` in evaluation mode and without fused layers."""
-    training = [module for module in model.modules() if module.training]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module in training:
-            module.training = True

@@ -47,17 +47,18 @@ def decide(tracer: Tracer) -> Decision:
     Afterwards a label that ``tracer.labels`` does not pin is to be removed.
     """
     seen: set[int] = set()
+    alive: list[tuple[Tensor, str]] = []
     for call in tracer.calls:
         for tracked in call.outputs:
             if id(tracked) in seen:
                 continue
             seen.add(id(tracked))
             for dim in tracked.dims():
-                labels, alive = tracked.labels[dim], tracked.flow(dim)
+                labels = tracked.labels[dim]
                 assert labels is not None
-                if bool(alive.any()):
-                    where = call.path or "the model"
-                    tracer.labels.pin(labels[alive], f"{where} computes it from the input")
+                where = call.path or "the model"
+                alive.append((labels[tracked.flow(dim)], f"{where} computes it from the input"))
+    tracer.labels.pin_all(alive)
     while True:
         _keep_one(tracer)
         decision, refused, pinned = _fold(tracer)
@@ -71,7 +72,7 @@ def decide(tracer: Tracer) -> Decision:
 
 def removed(tracer: Tracer, labels: Tensor) -> Tensor:
     """Return which indices go, bool of the shape of ``labels``."""
-    return ~tracer.labels.pinned(labels)
+    return ~tracer.labels.stays(labels)
 
 
 def _keep_one(tracer: Tracer) -> None:
@@ -165,6 +166,8 @@ def _owner(fold: Fold) -> nn.Module | None:
         return None
     module = slots[0].module
     if fold.bias is None:
-        return module if "bias" in module._parameters else None
+        # One that is made is added by the layer's own forward, not by code that reads its weight.
+        runs = slots[0].path == fold.path
+        return module if runs and "bias" in module._parameters else None
     fits = len(fold.bias.slots) == 1 and fold.bias.slots[0].module is module
     return module if fits else None

@@ -102,6 +102,15 @@ def owner_of(given: list[Any], size: int, dim: int, rank: int) -> Owner | None:
     return found[0].owner if len(found) == 1 else None
 
 
+def bounds_in(given: list[Any]) -> list[tuple[Any, Any]]:
+    """Return begin and end of each slice in a call: ``x[:, 4:8]``, or its operator."""
+    if len(given) > 3 and isinstance(given[0], Tensor) and isinstance(given[1], int):
+        return [(given[2], given[3])]
+    indices = given[1] if len(given) > 1 else ()
+    indices = indices if isinstance(indices, tuple) else (indices,)
+    return [(i.start, i.stop) for i in indices if isinstance(i, slice) and i.step in (None, 1)]
+
+
 @contextmanager
 def tagged(model: nn.Module, read: Callable[[Tensor], None]) -> Iterator[Tags]:
     """Let the whole-number attributes of all modules remember where they are kept.

@@ -12,7 +12,7 @@ from engine.speedup.aliases import Aliases
 from engine.speedup.labels import Labels
 from engine.speedup.living import Living
 from engine.speedup.records import Back, Call, Fold, Place, Record, Size, Split
-from engine.speedup.tags import Owner, owner_of
+from engine.speedup.tags import Owner, Tagged, bounds_in, owner_of
 from engine.speedup.tracked import Slot, Tracked
 from engine.speedup.widen import Widened
 
@@ -39,6 +39,7 @@ class Trace:
         sizes: sizes that views and factories ask for.
         grouped: the modules that ran a grouped convolution, with its weight.
         widened: modules that see zeros where channels are removed.
+        copies: the first label of each dimension that copies of one slice were given.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trace:
         self.sizes: list[Size] = []
         self.grouped: list[tuple[str, Tracked]] = []
         self.widened: dict[str, Widened] = {}
+        self.copies: set[int] = set()
         #: Which tensors share memory.
         self.aliases = Aliases()
         self._choices = choices or {}
@@ -68,7 +70,8 @@ class Trace:
         self._number = 0
         self._path: list[str] = [""]
         self._slots: dict[int, list[Slot]] = {}
-        for path, module in model.named_modules():
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        for path, module in self._modules.items():
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None:
                     self._slots.setdefault(id(tensor), []).append(Slot(module, name, path))
@@ -122,6 +125,20 @@ class Trace:
         owner = self.owner(size, dim, rank)
         self.sizes.append(Size(self._number, self.path, size, labels, owner))
 
+    def follow(self, owner: Owner, labels: Tensor) -> None:
+        """Say that the attribute ``owner`` is the number of ``labels``: a place among channels."""
+        self.sizes.append(Size(self._number, self.path, labels.numel(), labels, owner))
+
+    def follow_number(self, number: int, labels: Tensor) -> None:
+        """Say that ``number``, if the call was given it by an attribute, is that of ``labels``."""
+        owners = [g.owner for g in self._given if isinstance(g, Tagged) and g == number]
+        if len(owners) == 1:
+            self.follow(owners[0], labels)
+
+    def bounds(self) -> list[tuple[Any, Any]]:
+        """Return where slices of the call that runs begin and end, as the model's code gave it."""
+        return bounds_in(self._given)
+
     def owner(self, size: int, place: int, count: int) -> Owner | None:
         """Return the attribute that the call took ``size``, number ``place`` of ``count``, from."""
         return owner_of(self._given, size, place, count)
@@ -163,7 +180,7 @@ class Trace:
     @property
     def running(self) -> nn.Module:
         """The module that runs."""
-        return self.model.get_submodule(self.path)
+        return self._modules[self.path]
 
     def refuse(self, reason: str, inputs: Sequence[Tracked], outputs: Sequence[Tensor]) -> Back:
         """Treat a call as unknown: everything that it touches keeps its size."""

@@ -170,7 +170,7 @@ class Tracer(TorchDispatchMode, Trace):
         record.outputs = [self.of(t) for t in outputs]
         self.calls.append(Call(record.number, name, self.path, inputs, record.outputs, back))
         for tensor in shared:
-            if known and not write(self, name, tensor, record.outputs[0]):
+            if known and not write(self, name, tensor, args[0], record.outputs[0]):
                 self._stale(tensor, name, inputs)
 
     def _stale(self, tensor: torch.Tensor, name: str, written: list[Tracked]) -> None:

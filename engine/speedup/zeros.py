@@ -59,6 +59,7 @@ class Reach:
 
     def __init__(self, weights: Tensor | None, outputs: int, inputs: int) -> None:
         self._weights = weights
+        self._batched: Tensor | None = None
         self._outputs = outputs
         self._inputs = inputs
 
@@ -76,7 +77,9 @@ class Reach:
             return some.expand(*those.shape[:-1], count)
         wanted = those.to(self._weights.device)
         if self._weights.dim() > 2:
-            sizes = _sizes(self._weights)
+            if self._batched is None:
+                self._batched = _sizes(self._weights)
+            sizes = self._batched
             found = (sizes.mT if what == "inputs" else sizes) @ wanted.unsqueeze(-1).to(sizes.dtype)
             return (found.squeeze(-1) != 0).cpu()
         # Some rows at a time: magnitudes of all of a large weight would leave the cache.

@@ -27,9 +27,13 @@ class GlobalRanking(GroupConstraint):
     name = "global_ranking"
 
     def __init__(
-        self, target: str = "parameters", max_layer_sparsity: float = 0.9, round_to: int = 1
+        self,
+        target: str = "parameters",
+        max_layer_sparsity: float = 0.9,
+        round_to: int = 1,
+        graph_module: bool = False,
     ) -> None:
-        super().__init__(round_to)
+        super().__init__(round_to, graph_module=graph_module)
         self.target = target
         self.max_layer_sparsity = max_layer_sparsity
 

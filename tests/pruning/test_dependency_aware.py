@@ -333,3 +333,53 @@ def test_a_pruner_of_single_weights_is_refused_where_layers_are_bound(extension)
     with pytest.raises(ConfigError, match='level removes single weights of layer "0", and'):
         pruner.compress()
     assert torch.equal(model[0].weight, before)
+
+
+def test_filters_are_ranked_once_in_a_round(net: Net) -> None:
+    """The pruner's own mask, which is replaced, takes the ranking that the group has asked for."""
+    asked: list[str] = []
+
+    class Counting(L1FilterPruner):
+        def filter_importance(self, wrapper: Wrapper, channels: Any) -> Tensor:
+            asked.append(wrapper.name)
+            return super().filter_importance(wrapper, channels)
+
+    pruner = Counting(net, CONVS, dependency_aware=True, dummy_input=X)
+    pruner.compress()
+    layers = ["stem", "one.a", "one.b", "two.a", "two.b"]
+    assert sorted(asked) == sorted(layers)
+    # The next round ranks anew: nothing that was said before is left over.
+    pruner.update_masks(every_layer=True)
+    assert sorted(asked) == sorted(2 * layers)
+    assert not pruner.ranked
+    pruner.unwrap()
+    assert not pruner.ranked
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 16])
+@pytest.mark.parametrize("outputs", [16, 32])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_norms_behind_grouped_convolutions_lose_what_these_lose(
+    kind: type[Any], outputs: int, groups: int
+) -> None:
+    """Each group loses as many; of a depthwise one, what the layer before it loses."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), kind(16, outputs, 3, groups=groups)]
+    norm = nn.BatchNorm2d(outputs)
+    model = nn.Sequential(*layers, norm, nn.ReLU(), nn.Conv2d(outputs, 4, 1)).double().eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(tensor, 0.3, 0.5)
+    entries = [
+        {"op_types": sorted({"Conv2d", kind.__name__}), "sparsity": 0.5},
+        {"op_names": ["5"], "exclude": True},
+    ]
+    pruner = L1FilterPruner(model, entries, dependency_aware=True, dummy_input=X)
+    pruner.compress()
+    assert [(c.name, int((c.mask == 0).sum())) for c in pruner.companions] == [
+        ("3", outputs // 2), ("3", outputs // 2),
+    ]  # fmt: skip
+    expected = model(X)
+    pruner.apply_speedup()
+    assert norm.weight.shape == (outputs // 2,)
+    assert layers[0].weight.shape[0] == 8
+    torch.testing.assert_close(model(X), expected, rtol=1e-10, atol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.speedup import SpeedupError, speedup
+from engine.speedup import SpeedupError, as_graph_module, speedup
 
 _ZOO = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "zoo"
 sys.path.insert(0, str(_ZOO))
@@ -49,6 +49,23 @@ def test_a_fifth_of_the_parameters_goes_and_outputs_stay(graph: Graph) -> None:
     for given, wanted in zip(others, expected, strict=True):
         assert difference(outputs(model, given), wanted) <= 1e-10
     assert sum(p.numel() for p in model.parameters()) <= 0.8 * before
+
+
+NUMBERS = ("InPlace", "GlobalResponseNorm", "ShapeInFormula")
+
+
+@pytest.mark.parametrize("graph", [g for g in GRAPHS if g.name in NUMBERS], ids=lambda g: g.name)
+def test_as_a_graph_module_numbers_in_the_code_do_not_matter(graph: Graph) -> None:
+    model, example = made(graph), graph.inputs(0)
+    mask_half(as_graph_module(model, *example), *example)
+    others = [graph.inputs(1), graph.inputs(2, batch=3)]
+    expected = [outputs(model, given) for given in others]
+    before = sum(p.numel() for p in model.parameters())
+    small = as_graph_module(model, *example)
+    speedup(small, *example)
+    for given, wanted in zip(others, expected, strict=True):
+        assert difference(outputs(small, given), wanted) <= 1e-10
+    assert sum(p.numel() for p in small.parameters()) <= 0.8 * before
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.name)

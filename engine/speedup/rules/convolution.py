@@ -174,6 +174,7 @@ def _grouped(
         for rows in (groups_in, by_place):
             trace.labels.unite_rows(rows)
         trace.labels.unite(groups_in[:, 0], by_place[:, 0])
+        trace.follow_number(groups, by_place[:, 0])
         return labels_out
     _pair(trace, by_place, dead)
     if groups_in is not None:

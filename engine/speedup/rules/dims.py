@@ -89,6 +89,7 @@ def _expand(
         # Copies of one slice: as many as are asked for, if the code's number can be changed.
         if d is None and output.shape[e] > 1:
             labels = trace.labels.fresh(output.shape[e])
+            trace.copies.add(int(labels[0]))
             made.labels[e] = labels
             made.dead[e] = torch.full((output.shape[e],), source.constant)
             trace.ask(output.shape[e], labels, e, output.dim())

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.speedup.labels import FIXED
 from engine.speedup.records import Back
 from engine.speedup.rules.dims import put_like, together
+from engine.speedup.tags import Tagged
 from engine.speedup.trace import Rule, Trace
 from engine.speedup.tracked import Tracked
 from engine.speedup.zeros import zero_slices
@@ -53,8 +54,38 @@ def _slice(
     size = args[0].shape[dim]
     index = torch.arange(size)[slice(given[1], given[2], given[3])]
     # A slice of everything is none: it stays right when channels go.
-    reason = "" if len(index) == size else "it is sliced at fixed places"
+    follows = len(index) == size or _follows(trace, trace.of(args[0]).labels[dim], given[1:4])
+    reason = "" if follows else "it is sliced at fixed places"
     return along(trace, output, args[0], dim, index, reason)
+
+
+def _follows(trace: Trace, labels: Tensor | None, given: Sequence[Any]) -> bool:
+    """Return whether each end of a slice is open or an attribute, which follows the channels."""
+    start, stop, step = given
+    if labels is None or step not in (None, 1):
+        return False
+    size = len(labels)
+    begin, end = start or 0, size if stop is None else stop
+    if not 0 <= begin <= end:
+        return False
+    found = [
+        (first, last)
+        for first, last in trace.bounds()
+        if (first or 0) == begin and min(size if last is None else last, size) == min(end, size)
+    ]
+    if len(found) != 1:
+        return False
+    ends = [
+        bound
+        for bound, is_open in zip(found[0], (begin == 0, end >= size), strict=True)
+        if not is_open
+    ]
+    owners = [bound.owner for bound in ends if isinstance(bound, Tagged)]
+    if len(owners) < len(ends):
+        return False
+    for owner, bound in zip(owners, ends, strict=True):
+        trace.follow(owner, labels[:bound])
+    return True
 
 
 def _split(

@@ -171,6 +171,8 @@ _NAMES = [
 #: The same memory under another name.
 _VIEWS = frozenset({"alias", "detach", "contiguous", "to", "lift_fresh"})
 _PRODUCTS = frozenset({"mul", "bitwise_and", "logical_and"})
+#: Zero where the first operand is.
+_QUOTIENTS = frozenset({"div", "true_divide"})
 _FACTORIES = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "zero", "fill"})
 
 
@@ -185,7 +187,8 @@ def pointwise(
     name = func._schema.name.removeprefix("aten::").rstrip("_")
     tensors = tensors_given(args, kwargs)
     tracked = [trace.of(t) for t in tensors]
-    rank, is_product = out.dim(), name in _PRODUCTS
+    rank, is_product = out.dim(), name in _PRODUCTS | _QUOTIENTS
+    factors = tensors[:1] if name in _QUOTIENTS else tensors
     made = Tracked(out.shape, constant=all(t.constant for t in tracked) or name in _FACTORIES)
     if len(tensors) == 1 and tracked[0].shape == made.shape and name not in _FACTORIES:
         return _alone(trace, name, tensors[0], outputs)
@@ -212,7 +215,7 @@ def pointwise(
         for _, t, dim in members:
             dead &= t.flags(dim)
         if is_product:
-            for i, t, dim in members:
+            for i, t, dim in [each for each in members if each[0] < len(factors)]:
                 zeros[i, place] = zero_slices(tensors[i], t, dim)
                 dead |= zeros[i, place]
         made.labels[place] = labelled[0][2]

@@ -64,7 +64,7 @@ def _view(
                 trace.ask(source.shape[left[0]], labels, right[0], output.dim())
             continue
         if len(labelled) > 1:
-            most = max(labelled, key=lambda d: (int(source.flags(d).sum()), source.shape[d]))
+            most = max(labelled, key=lambda d: _promise(trace, source, d))
             for d in labelled:
                 if d != most:
                     trace.pin(source, "it is merged with another dimension", [d])
@@ -106,6 +106,18 @@ def _view(
             source.want(d, need)
 
     return back
+
+
+def _promise(trace: Trace, source: Tracked, dim: int) -> tuple[bool, int, bool, int]:
+    """Return how much speaks for a dimension that is merged with others, to be compared.
+
+    What must stay in any case takes nothing from the others, and copies (queries that share keys)
+    are left to what they are copies of, since that has weights.
+    """
+    labels = trace.labels.roots(source.labels[dim])  # type: ignore[arg-type]
+    free = not bool(trace.labels.pinned(labels).all())
+    copies = int(labels[0]) in trace.copies
+    return free, int(source.flags(dim).sum()), not copies, source.shape[dim]
 
 
 def _settle(
