@@ -116,11 +116,12 @@ class Replay:
         self._kept[block] = states
 
     def forget_before(self, block: nn.Module) -> None:
-        """Forget what no block after ``block`` reads."""
+        """Forget what no block after ``block`` reads: what was finished before it."""
         if self.lean:
             for before, states in self._kept.items():
-                if before is not block:
-                    states.forget()
+                if before is block:
+                    break
+                states.forget()
 
     def _needs_one(
         self, seen: Mapping[nn.Module, States], blocks: Sequence[nn.Module], place: int

@@ -302,10 +302,13 @@ def _needing_others(compressor: Compressor, name: str) -> Iterator[None]:
     """Within, a tensor without values that an algorithm computes with is a sentence."""
     try:
         yield
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
+    except (EngineError, NotImplementedError, RuntimeError) as error:
+        cause: BaseException = error
+        while isinstance(cause, EngineError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = (str(cause).strip().splitlines() or [""])[0]
+        if isinstance(cause, EngineError) or "meta" not in line:
             raise
-        line = str(error).strip().splitlines()[0]
         raise EngineError(
             f'{compressor.plugin_name}, at "{name}", computes with a tensor of another block, '
             f"which is not loaded: {line}\n  compress the model in memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,9 @@ class Skeleton:
 
     Raises:
         EngineError: the folder lacks a tensor of the model, or has it in another shape.
+
+    Warns:
+        UserWarning: it has tensors that the model has not.
     """
 
     def __init__(self, model: nn.Module, weights: Weights) -> None:
@@ -53,6 +57,7 @@ class Skeleton:
         inside = {module for unit in self.units.values() for module in unit.modules()}
         #: What is loaded for good.
         self.resident = [slot for slot in self._slots.values() if slot.module not in inside]
+        self._warn_of_others()
         for slot in self.resident:
             self._fill(slot)
 
@@ -81,12 +86,6 @@ class Skeleton:
         """What tells the folder's weights from others: names, sizes and dates of the files."""
         stats = [(file.name, file.stat()) for file in self._weights.files]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-
-    @property
-    def unused(self) -> list[str]:
-        """Names in the folder that are none of the model's."""
-        known = {slot.source for slot in self._slots.values()} | self._aliases
-        return sorted(set(self._weights) - known)
 
     def tied(self, keys: Mapping[str, str]) -> tuple[str, str] | None:
         """Return a layer of ``keys`` (key of its weight: name) that shares it, and with which."""
@@ -141,6 +140,17 @@ class Skeleton:
             raise EngineError(
                 f'"{slot.source}" is {shape} in {self._weights.folder} and {tuple(value.shape)} in '
                 "the model"
+            )
+
+    def _warn_of_others(self) -> None:
+        known = {slot.source for slot in self._slots.values()} | self._aliases
+        others = sorted(set(self._weights) - known)
+        if others:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            warnings.warn(
+                f"{self._weights.folder} holds {len(others)} tensors that the model has not, which "
+                f"are left out: {shown}",
+                stacklevel=5,
             )
 
 
