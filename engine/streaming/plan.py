@@ -99,7 +99,7 @@ def require_masks(compressor: Compressor) -> None:
     """Raise EngineError where a pruner has no mask yet: it makes them while the model trains."""
     for wrapper in compressor.wrappers:
         asked = wrapper.config.get("sparsity", 0)
-        if compressor.kind == "pruning" and asked and wrapper.weight_mask is None:
+        if compressor.kind == "pruning" and asked and wrapper.sparsity is None:
             raise EngineError(
                 f'{compressor.plugin_name} has no mask for "{wrapper.name}" before the model is '
                 "trained: it cannot compress it block by block"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from engine.attach.wrapper import Wrapper
@@ -74,15 +75,21 @@ def calibrated(
             before.append((weight, log.before(weight) if own is None else own))
             if masks:
                 fresh.append(NewMasks(wrapper, target, masks))
-                old_masks.append((wrapper, wrapper.weight_mask))
+                old_masks.append((wrapper, _unless_ones(wrapper.weight_mask)))
                 wrapper.register_buffer("weight_mask", masks["weight_mask"])
     except BaseException:
         layers.close()
         for wrapper, mask in old_masks:
-            wrapper.register_buffer("weight_mask", mask)
+            ones = torch.ones_like(wrapper.weight.detach()) if mask is None else mask
+            wrapper.register_buffer("weight_mask", ones)
         for tensor, old in reversed(before):
             if old is not None:
                 compressor.change(tensor, old)
         raise
     tell(provider, compressor.calibration_notes)
     return fresh
+
+
+def _unless_ones(mask: Tensor | None) -> Tensor | None:
+    """Return a mask to go back to; nothing for the one that every layer begins with."""
+    return None if mask is None or bool(mask.all()) else mask
