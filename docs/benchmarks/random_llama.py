@@ -1,6 +1,6 @@
 """A folder with a random Llama of any size, written shard by shard: never in memory as a whole.
 
-    python docs/benchmarks/random_llama.py FOLDER --hidden 4096 --mlp 11008 --heads 32 --layers 8
+python docs/benchmarks/random_llama.py FOLDER --hidden 4096 --mlp 11008 --heads 32 --layers 8
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def shapes(hidden: int, mlp: int, layers: int, words: int) -> list[dict[str, tup
         own = {f"self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
         own |= {f"mlp.{name}_proj.weight": (mlp, hidden) for name in ("gate", "up")}
         own |= {"mlp.down_proj.weight": (hidden, mlp)}
-        own |= {
-            f"{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
-        }
+        own |= {f"{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
         shards.append({f"model.layers.{layer}.{name}": shape for name, shape in own.items()})
     shards.append({"model.norm.weight": (hidden,), "lm_head.weight": (words, hidden)})
     return shards

@@ -109,6 +109,8 @@ def compress_folder(
             job.run(told)
         return job.end(target, source)
     except ExportError as error:
+        if not isinstance(error.__cause__, (OSError, RuntimeError)):
+            raise  # the format cannot hold it, and another call would come no further
         kept = f"\n  blocks that are finished stay in {job.work}: the same call goes on behind them"
         raise ExportError(f"{error}{kept}") from error
 

@@ -141,5 +141,3 @@ class Line:
 def _running(model: nn.Module) -> Iterator[None]:
     with undisturbed(model), torch.compiler.set_stance("force_eager"):
         yield
-
-

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from engine.attach.changes import NoChanges
 from engine.attach.compressor import Compressor
 from engine.config.check import Settings
@@ -38,7 +36,7 @@ class Plan:
     def __init__(self, settings: Settings, skeleton: Skeleton) -> None:
         self.settings = settings
         self._skeleton = skeleton
-        self._class: Any = settings.plugin.load()
+        self._class: type[Compressor] = settings.plugin.load()
         _refuse(settings, self._class, self._extensions())
         try:
             chosen = self._class.selection(
@@ -61,7 +59,7 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """"pruning" or "quantization"."""
+        """ "pruning" or "quantization"."""
         return self.settings.kind
 
     def compressor(self, unit: str, count: int, forward: Forward | None) -> Compressor:
@@ -106,7 +104,7 @@ def require_masks(compressor: Compressor) -> None:
             )
 
 
-def _refuse(settings: Settings, cls: type[nn.Module], extensions: Iterable[object]) -> None:
+def _refuse(settings: Settings, cls: type, extensions: Iterable[object]) -> None:
     """Raise EngineError where an algorithm or extension looks at several layers at once."""
     plugin = settings.plugin
     if plugin.role != "provider":
@@ -116,7 +114,7 @@ def _refuse(settings: Settings, cls: type[nn.Module], extensions: Iterable[objec
         able = [p.name for p in registry.algorithms() if p.calibration or _ALONE in p.capabilities]
         raise _whole(
             plugin.name,
-            f'its schema does not say that it works layer by layer\n  these do: {_listed(able)}',
+            f"its schema does not say that it works layer by layer\n  these do: {_listed(able)}",
         )
     for extension in extensions:
         if isinstance(extension, GroupConstraint):

@@ -113,4 +113,3 @@ def _bytes(shape: torch.Size, dtype: torch.dtype) -> int:
 
 def _copying(file: Path) -> Callable[[Path], object]:
     return lambda path: shutil.copyfile(file, path)
-

@@ -76,7 +76,7 @@ class Weights:
         if end > begin:
             with path.open("rb", buffering=0) as stream:
                 stream.seek(begin)
-                into = memoryview(values.view(-1).view(torch.uint8).numpy())
+                into = values.view(-1).view(torch.uint8).numpy().data
                 while into:
                     count = stream.readinto(into)
                     if not count:

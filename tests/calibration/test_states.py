@@ -44,7 +44,7 @@ def test_what_is_put_is_got_and_forgotten(kind, tmp_path):
 
 
 def test_a_cache_cannot_last(tmp_path):
-    with pytest.raises(engine.EngineError, match='"layers.1" puts out a Linear, which cannot be'):
+    with pytest.raises(engine.EngineError, match=r'"layers\.1" puts out a Linear, which cannot be'):
         LastingStates(tmp_path, "layers.1").put(0, [nn.Linear(1, 1)])
 
 

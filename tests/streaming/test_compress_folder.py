@@ -156,7 +156,7 @@ class TestOfTransformers:
         entries = [PRUNED[0], {"exclude": True, "op_names": ["lm_head"]}]
         config = {"compressor": "sparse_gpt", "config_list": entries}
         made = compress_folder(folder, config, tmp_path / "small", batches=batches)
-        compressor, expected = in_memory(model, config, batches)
+        _, expected = in_memory(model, config, batches)
         own = self.read(made.path)
         same({k: v for k, v in own.state_dict().items() if k in expected}, expected)
         assert own.lm_head.weight is own.model.embed_tokens.weight

@@ -59,7 +59,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read(dense):
     place = weights.place("layers.1.up.weight")
     with place.path.open("rb+") as stream:
         stream.truncate(place.end - 4)
-    with pytest.raises(engine.EngineError, match="is cut off: it ends within layers.1.up.weight"):
+    with pytest.raises(engine.EngineError, match="is cut off: it ends within layers"):
         weights.read("layers.1.up.weight")
 
 

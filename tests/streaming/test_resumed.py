@@ -133,8 +133,10 @@ def test_blocks_that_are_finished_do_not_run_again(dense, expected, tmp_path):
         compressed(dense, tmp_path / "small", told=stop)
     partial = tmp_path / "small.partial"
     assert len(list((partial / "model").glob("*.safetensors"))) == 4
-    states = {path.name: sum(f.stat().st_size for f in path.iterdir()) for path in
-              (partial / "states").iterdir()}
+    states = {
+        path.name: sum(f.stat().st_size for f in path.iterdir())
+        for path in (partial / "states").iterdir()
+    }
     ran = []
 
     def forward(model, batch):
