@@ -132,10 +132,10 @@ def main() -> None:
         for hidden, layers, tokens in RUNS if algorithm != "naive" else RUNS[:5]:
             found = run(hidden, layers, tokens, algorithm, args.threads)
             above = found["memory"] - found["begun"]
+            sizes = f"{found['model']:.0f} | {found['block']:.0f} | {found['cpu']:.1f}"
+            taken = f"{found['memory']:.0f} | {above:.0f} | {found['states']:.0f}"
             print(
-                f"| `{algorithm}` | {hidden} | {layers} | {tokens} | {found['model']:.0f} | "
-                f"{found['block']:.0f} | {found['cpu']:.1f} | {found['memory']:.0f} | {above:.0f} | "
-                f"{found['states']:.0f} |",
+                f"| `{algorithm}` | {hidden} | {layers} | {tokens} | {sizes} | {taken} |",
                 flush=True,
             )
 
