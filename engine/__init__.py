@@ -40,10 +40,12 @@ if TYPE_CHECKING:
         quant_types_of,
     )
     from engine.speedup import load_compressed, save_compressed
+    from engine.streaming import CompressedFolder, compress_folder
 
 _HOME = {
     "BasicConfig": "engine.experiment",
     "CheckpointError": "engine.errors",
+    "CompressedFolder": "engine.streaming",
     "Compressor": "engine.attach.compressor",
     "ConfigError": "engine.errors",
     "EngineError": "engine.errors",
@@ -60,6 +62,7 @@ _HOME = {
     "Wrapper": "engine.attach.wrapper",
     "apply_masks": "engine.pruning.mask_files",
     "bits_of": "engine.quantization.quantizer",
+    "compress_folder": "engine.streaming",
     "create_compressor": "engine.attach.create",
     "experiment_args": "engine.experiment",
     "hookimpl": "engine.hookspecs",
@@ -79,6 +82,7 @@ _HOME = {
 __all__ = [
     "BasicConfig",
     "CheckpointError",
+    "CompressedFolder",
     "Compressor",
     "ConfigError",
     "EngineError",
@@ -95,6 +99,7 @@ __all__ = [
     "Wrapper",
     "apply_masks",
     "bits_of",
+    "compress_folder",
     "create_compressor",
     "experiment_args",
     "hookimpl",

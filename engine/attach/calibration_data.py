@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,6 +48,24 @@ def calibration_data(
     if batches is not None and iter(batches) is batches:
         batches = list(batches)  # they are run more than once
     return batches, forward
+
+
+def folder_of_states(folder: Any, compressor: object) -> str | None:
+    """Return the folder for hidden states, as given to a compressor.
+
+    Raises:
+        ConfigError: it is no folder.
+    """
+    if folder is None:
+        return None
+    needs = "needs: a folder that is there"
+    if not isinstance(folder, str | os.PathLike):
+        what = f"states_folder is a {type(folder).__name__}"
+    elif not os.path.isdir(folder):
+        what = f"there is no folder {os.fspath(folder)}"
+    else:
+        return os.fspath(folder)
+    raise ConfigError([Problem(what, "/states_folder", None, needs)], describe(compressor))
 
 
 _NEEDS = (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, EngineError
 from engine.user_code.fingerprint import mark
 
 
@@ -68,6 +68,11 @@ class Changes:
         entry = self._known.get(id(tensor))
         return entry.before if entry is not None and entry.stands else tensor.detach().clone()
 
+    def before(self, tensor: Tensor) -> Tensor | None:
+        """Return what a tensor was before the first change that is known; None of others."""
+        entry = self._known.get(id(tensor))
+        return None if entry is None else entry.before
+
     @torch.no_grad()
     def put_back(self) -> None:
         """Give the tensors their values back, but for those written to since; forget them."""
@@ -117,6 +122,21 @@ class Changes:
                 raise CheckpointError(f'"{name}" of the state is no tensor of this model')
             known[id(tensor)] = _Entry(tensor, before.to(tensor.device, copy=True), entry["mark"])
         self._known = known
+
+
+class NoChanges(Changes):
+    """A log that keeps nothing, for a model that is thrown away: unwrapping undoes nothing."""
+
+    @contextmanager
+    def noting(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Look at what is changed, and let it be changed.
+
+        Raises:
+            EngineError: it has no values: it belongs to a part of the model that is not loaded.
+        """
+        if any(tensor.is_meta for tensor in tensors):
+            raise EngineError("it changes a tensor of another block, which is not loaded")
+        yield
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ class Compressor(Configured):
             the input, a mapping is keyword arguments.
         forward: ``forward(model, batch)`` runs the model, where that is not right; or
             ``"module:function"``.
+        states_folder: a folder where what blocks put out for the batches is kept while a one-shot
+            algorithm goes from block to block; in memory without it. It is empty afterwards.
         **arguments: the algorithm's own arguments, checked and completed by its schema; each
             becomes an attribute.
 
@@ -76,6 +78,7 @@ class Compressor(Configured):
         dummy_input: Any = None,
         batches: Iterable[Any] | str | None = None,
         forward: Forward | str | None = None,
+        states_folder: PathLike | None = None,
         **arguments: Any,
     ) -> None:
         self.host: Compressor = self
@@ -96,6 +99,7 @@ class Compressor(Configured):
             dummy_input=dummy_input,
             batches=batches,
             forward=forward,
+            states_folder=states_folder,
             **arguments,
         )
         self._forgotten = NotYetAttached(self, self.optimizer)

@@ -10,12 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from engine import config
-from engine.attach.calibration_data import calibration_data
+from engine.attach.calibration_data import calibration_data, folder_of_states
 from engine.attach.changes import Changes
 from engine.attach.selection import WEIGHTED_TYPES, Selected, select_layers
 from engine.attach.unusable import refuse_flat, refuse_unusable
 from engine.attach.wrapper import Wrapper
 from engine.errors import ConfigError, EngineError, Problem
+from engine.files import PathLike
 from engine.plugins import registry
 from engine.plugins.stack import describe
 from engine.user_code.batches import Forward
@@ -52,6 +53,7 @@ class Configured:
         dummy_input: Any = None,
         batches: Iterable[Any] | str | None = None,
         forward: Forward | str | None = None,
+        states_folder: PathLike | None = None,
         **arguments: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -74,6 +76,7 @@ class Configured:
         self.calibrated = False
         self._describe_plugin()
         self.batches, self.forward = calibration_data(batches, forward, self.calibration(), self)
+        self.states_folder = folder_of_states(states_folder, self)
         self.config_list, own = self._check(config_list, arguments)
         for name, value in own.items():
             setattr(self, name, value)
@@ -91,6 +94,31 @@ class Configured:
                     "  call super().__init__(model, config_list, optimizer) in it, first"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @classmethod
+    def selection(
+        cls,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> list[tuple[str, nn.Module]]:
+        """Return names and modules of the layers that a compressor of this class would work on.
+
+        None is made, and weights are not looked at: they may be on the meta device.
+        :meth:`check_layer` finds the algorithm's arguments and ``bound_model``, nothing else.
+
+        Raises:
+            ConfigError: as the class itself would.
+        """
+        probe = cls.__new__(cls)
+        probe.bound_model = model
+        probe._describe_plugin()
+        for name in ("batches", "forward", "states_folder"):
+            arguments.pop(name, None)
+        probe.config_list, own = probe._check(config_list, arguments)
+        for name, value in own.items():
+            setattr(probe, name, value)
+        return [(selected.name, selected.module) for selected in probe._select()]
 
     def calibration(self) -> str:
         """Return whether batches are "required", "optional" or, "", of no use to the algorithm.

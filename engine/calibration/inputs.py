@@ -293,7 +293,8 @@ class LayerInputs:
         (groups, channels of a group, columns) where the layer has groups. A copy.
         """
         weight = self._wrapper.weight.detach()
-        return self.matrix(weight.to(torch.promote_types(weight.dtype, torch.float32))).clone()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return self.matrix(weight.to(dtype, copy=True))
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """Return what has the weight's own shape, shaped as :meth:`weight`."""

@@ -8,16 +8,15 @@ has layers.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
+from engine.calibration.states import States, TemporaryStates
 from engine.user_code.batches import Forward
 
 #: What a block put out in each of its calls.
@@ -28,17 +27,6 @@ class EnoughError(BaseException):
     """What was looked for was reached; the rest need not run. No ``except Exception`` stops it."""
 
 
-class _Skipped:
-    """Stands for a tensor that nobody reads any more: its shape alone is kept."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._like = torch.empty_like(tensor, device="meta")
-        self._device = tensor.device
-
-    def tensor(self) -> Tensor:
-        return torch.zeros_like(self._like, device=self._device)
-
-
 class Replay:
     """Runs batches through a model whose first blocks may be finished.
 
@@ -47,7 +35,7 @@ class Replay:
         batches: all of them.
         forward: calls the model with a batch.
         blocks: what is finished one by one.
-        folder: where outputs of blocks are kept; in memory without it.
+        states: makes what keeps a block's outputs; in memory without it.
     """
 
     def __init__(
@@ -56,17 +44,17 @@ class Replay:
         batches: Sequence[Any],
         forward: Forward,
         blocks: Sequence[nn.Module],
-        folder: str | None = None,
+        states: Callable[[nn.Module], States] = lambda block: TemporaryStates(None),
     ) -> None:
         self.model = model
         self._batches = batches
         self._forward = forward
         self._blocks = blocks
-        self._kept: dict[nn.Module, _Store] = {}
-        self._parts: dict[nn.Module, tuple[_Store, _State]] = {}
-        self._folder = folder
+        self._kept: dict[nn.Module, States] = {}
+        self._parts: dict[nn.Module, tuple[States, _State]] = {}
+        self._states = states
         self._place = 0
-        self._lean = False
+        self.lean = False
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -75,8 +63,8 @@ class Replay:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for store in self._kept.values():
-            store.close()
+        for states in self._kept.values():
+            states.close()
         self._forget_parts()
 
     def run(self, number: int) -> None:
@@ -89,21 +77,20 @@ class Replay:
         except EnoughError:
             pass
 
-    def look_ahead(self, seen: Mapping[nn.Module, Outputs]) -> None:
+    def look_ahead(self, seen: Mapping[nn.Module, States], once: Collection[nn.Module]) -> None:
         """Find out whether a block needs the one before it alone, from what the first batch gave.
 
         If so, outputs are forgotten as soon as the block after the next one begins.
 
         Args:
-            seen: what each block put out in each of its calls.
+            seen: what each block put out for the first batch.
+            once: the blocks that are called once in a forward pass.
         """
-        steady = [block for block in self._blocks if len(seen.get(block, ())) == 1]
+        steady = [block for block in self._blocks if block in once]
         try:
-            self._lean = all(
-                self._needs_one(seen, steady, place) for place in range(2, len(steady))
-            )
+            self.lean = all(self._needs_one(seen, steady, place) for place in range(2, len(steady)))
         except Exception:  # whatever the code between blocks makes of zeros
-            self._lean = False
+            self.lean = False
         self._kept.clear()
 
     def finish(self, block: nn.Module, calls: int) -> None:
@@ -113,12 +100,32 @@ class Replay:
         """
         if calls != 1:
             return
-        store = self._recorded(block)
+        states = self.outputs(block)
         self._forget_parts()
-        if self._lean:
-            for before in self._kept.values():
-                before.forget()
-        self._kept[block] = store
+        self.keep(block, states)
+        self.forget_before(block)
+
+    def outputs(self, block: nn.Module) -> States:
+        """Return what ``block``, or a part of one, puts out for each batch."""
+        states = self._states(block)
+        for number in range(len(self._batches)):
+            outputs: Outputs = []
+            with recorded({block: outputs}, stop=True):
+                self.run(number)
+            states.put(number, outputs)
+        return states
+
+    def keep(self, block: nn.Module, states: States) -> None:
+        """Let ``block`` put out these from here on, and compute nothing."""
+        self._kept[block] = states
+
+    def forget_before(self, block: nn.Module) -> None:
+        """Forget what no block after ``block`` reads: what was finished before it."""
+        if self.lean:
+            for before, states in self._kept.items():
+                if before is block:
+                    break
+                states.forget()
 
     def finish_part(self, part: nn.Module) -> None:
         """Let a part of the block put out what it puts out now, until the block is finished.
@@ -127,7 +134,7 @@ class Replay:
         """
         if part in self._standing():
             return
-        self._parts[part] = self._recorded(part), _state(part)
+        self._parts[part] = self.outputs(part), _state(part)
         for within in set(part.modules()).intersection(self._parts) - {part}:
             self._parts.pop(within)[0].close()
 
@@ -135,38 +142,27 @@ class Replay:
         """Return whether a module is in what was finished, and does not run any more."""
         return any(module in done.modules() for done in [*self._kept, *self._standing()])
 
-    def _recorded(self, module: nn.Module) -> _Store:
-        store = _Store(self._folder)
-        for number in range(len(self._batches)):
-            outputs: Outputs = []
-            with recorded({module: outputs}, stop=True):
-                self.run(number)
-            store.put(number, outputs)
-        return store
-
-    def _standing(self) -> dict[nn.Module, _Store]:
+    def _standing(self) -> dict[nn.Module, States]:
         """Return the finished parts that are as they were."""
         return {
-            part: store for part, (store, state) in self._parts.items() if _state(part) == state
+            part: states for part, (states, state) in self._parts.items() if _state(part) == state
         }
 
     def _forget_parts(self) -> None:
-        for store, _ in self._parts.values():
-            store.close()
+        for states, _ in self._parts.values():
+            states.close()
         self._parts.clear()
 
     def _needs_one(
-        self, seen: Mapping[nn.Module, Outputs], blocks: Sequence[nn.Module], place: int
+        self, seen: Mapping[nn.Module, States], blocks: Sequence[nn.Module], place: int
     ) -> bool:
         """Return whether a block gets the same where those before it but one give zeros."""
         arguments: list[list[Any]] = []
         for forgotten in (0, place - 1):
-            self._kept = {}
-            for index, block in enumerate(blocks[:place]):
-                store = self._kept[block] = _Store(None)
-                store.put(0, seen[block])
-                if index < forgotten:
-                    store.forget()
+            self._kept = {
+                block: seen[block].shapes() if index < forgotten else seen[block]
+                for index, block in enumerate(blocks[:place])
+            }
             got: list[Any] = []
 
             def note(module: nn.Module, args: Any, kwargs: Any, got: list[Any] = got) -> None:
@@ -185,8 +181,8 @@ class Replay:
     @contextmanager
     def _replaced(self) -> Iterator[None]:
         """Within, finished blocks put out what is kept of them."""
-        stores = {**self._kept, **self._standing()}
-        played = {block: _Played(store, self._place) for block, store in stores.items()}
+        kept = {**self._kept, **self._standing()}
+        played = {block: _Played(states, self._place) for block, states in kept.items()}
         with replaced_forward({block: each.around for block, each in played.items()}):
             yield
 
@@ -202,8 +198,8 @@ def _state(module: nn.Module) -> _State:
 class _Played:
     """Puts out what a block put out before, call by call."""
 
-    def __init__(self, store: _Store, number: int) -> None:
-        self._left = iter(store.get(number))
+    def __init__(self, states: States, number: int) -> None:
+        self._left = iter(states.get(number))
 
     def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def played(*args: Any, **kwargs: Any) -> Any:
@@ -212,65 +208,6 @@ class _Played:
             return forward(*args, **kwargs)
 
         return played
-
-
-class _Store:
-    """What a block put out, for each batch: its tensors in memory or in a file, the rest beside."""
-
-    def __init__(self, folder: str | None) -> None:
-        self._outputs: dict[int, tuple[list[Any], TreeSpec]] = {}
-        self._folder = None if folder is None else tempfile.TemporaryDirectory(dir=folder)
-
-    def put(self, number: int, outputs: Outputs) -> None:
-        leaves, spec = tree_flatten(outputs)
-        if self._folder is not None:
-            torch.save([leaf for leaf in leaves if isinstance(leaf, Tensor)], self._file(number))
-            leaves = [_FILED if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._outputs[number] = leaves, spec
-
-    def get(self, number: int) -> Outputs:
-        """Return fresh tensors: the code after a block may change them in place."""
-        if number not in self._outputs:
-            return []
-        leaves, spec = self._outputs[number]
-        fresh: Outputs = tree_unflatten([_fresh(leaf) for leaf in self._read(number, leaves)], spec)
-        return fresh
-
-    def forget(self) -> None:
-        """Keep the shapes alone."""
-        for number, (leaves, spec) in self._outputs.items():
-            skipped = [
-                _Skipped(leaf) if isinstance(leaf, Tensor) else leaf
-                for leaf in self._read(number, leaves)
-            ]
-            self._outputs[number] = skipped, spec
-        self.close()
-
-    def close(self) -> None:
-        """Remove the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    def _read(self, number: int, leaves: list[Any]) -> list[Any]:
-        if not any(leaf is _FILED for leaf in leaves):
-            return leaves
-        tensors = iter(torch.load(self._file(number), weights_only=True))
-        return [next(tensors) if leaf is _FILED else leaf for leaf in leaves]
-
-    def _file(self, number: int) -> Path:
-        assert self._folder is not None
-        return Path(self._folder.name, str(number))
-
-
-#: Stands for a tensor that is in the batch's file.
-_FILED = object()
-
-
-def _fresh(leaf: Any) -> Any:
-    if isinstance(leaf, _Skipped):
-        return leaf.tensor()
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -8,6 +8,7 @@ Hassibi and Stork 1992, "Second order derivatives for network pruning: Optimal B
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,10 @@ Choose = Callable[[int, Tensor, Tensor], Callable[[int, Tensor], Tensor]]
 
 #: Columns whose updates are gathered before the rest of the matrix gets them.
 _BLOCK = 128
+#: Columns of a triangular matrix that are inverted together.
+_INVERTED = 256
+#: Rows whose error is summed at once.
+_ROWS = 1024
 #: How often a matrix that is not positive definite gets ten times the damping.
 _TRIES = 4
 
@@ -82,11 +87,14 @@ def sweep(
             put = choose(places[start], values, diagonal)
             return lambda column, value: put(places[column], value)
 
-        swept = sweep(weight[:, order], gram[order][:, order], moved, damping=damping, step=1)
+        factor = InverseFactor(gram, damping, order)
+        swept = _swept(weight[:, order], factor, moved, 1)
         return torch.empty_like(swept).index_copy_(1, order, swept)
-    rest = weight.clone()
-    factor = inverse_factor(gram, damping)
-    diagonal = factor.diagonal()
+    return _swept(weight.clone(), InverseFactor(gram, damping), choose, step)
+
+
+def _swept(rest: Tensor, factor: InverseFactor, choose: Choose, step: int) -> Tensor:
+    """Sweep over ``rest`` in place, and return it."""
     columns = rest.shape[1]
     block = max(_BLOCK // step, 1) * step
     for start in range(0, columns, block):
@@ -94,12 +102,14 @@ def sweep(
         # Rows of what is worked on lie together: columns are touched one by one.
         work = rest[:, start:end].T.contiguous()
         errors = torch.empty_like(work)
-        own = factor[start:end, start:end]
+        rows = factor.rows(start, end)
+        own = rows[:, : end - start]
+        diagonal = own.diagonal()
         put: Callable[[int, Tensor], Tensor] | None = None
         for j in range(end - start):
             if j % step == 0:
                 of_step = slice(j, min(j + step, end - start))
-                put = choose(start + j, work[of_step].T, diagonal[start:end][of_step])
+                put = choose(start + j, work[of_step].T, diagonal[of_step])
             assert put is not None
             value = put(start + j, work[j])
             torch.sub(work[j], value, out=errors[j]).div_(own[j, j])
@@ -108,42 +118,74 @@ def sweep(
                 work[j + 1 :].addr_(own[j, j + 1 :], errors[j], alpha=-1)
         rest[:, start:end] = work.T
         if end < columns:
-            rest[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
+            rest[:, end:].addmm_(errors.T, rows[:, end - start :], alpha=-1)
     return rest
 
 
-def inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """Return the upper triangular U with U^T U the inverse of ``gram`` + lambda I.
+class InverseFactor:
+    """The upper triangular U with U^T U the inverse of ``gram`` + lambda I.
 
     lambda is ``damping`` times the mean of the diagonal, ten times as much as long as that is not
     positive definite. With P the reversal of order and P H P = L L^T, U is P L^-1 P: one
-    decomposition and one triangular inverse.
+    decomposition and one triangular inverse, both in the memory of one matrix.
 
     Args:
         gram: (columns, columns), symmetric.
         damping: above 0.
+        order: a permutation of columns that U is of; as they are without it.
 
     Raises:
         EngineError: it holds NaN or infinity, or no damping that was tried is enough.
     """
-    if not bool(gram.isfinite().all()):
-        raise EngineError("the layer's inputs hold NaN or infinity")
-    mean = float(gram.diagonal().mean())
-    if mean <= 0:
-        return torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for attempt in range(_TRIES):
-        reversed_ = gram.flip(0, 1)
-        reversed_.diagonal().add_(damping * 10**attempt * mean)
-        lower, failed = torch.linalg.cholesky_ex(reversed_)
-        if not bool(failed):
-            eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            inverse: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
-            if bool(inverse.isfinite().all()):
-                return inverse.flip(0, 1)
-    raise EngineError(
-        "the inputs' matrix of products is not positive definite, also with a thousand times the "
-        f"damping of {damping:g}\n  give more, or more different, calibration inputs"
-    )
+
+    def __init__(self, gram: Tensor, damping: float, order: Tensor | None = None) -> None:
+        self._size = len(gram)
+        mean = float(gram.diagonal().mean())
+        if not math.isfinite(mean) or not all(bool(r.isfinite().all()) for r in gram.split(_BLOCK)):
+            raise EngineError("the layer's inputs hold NaN or infinity")
+        if mean <= 0:
+            self._reversed = torch.eye(self._size, dtype=gram.dtype, device=gram.device)
+            return
+        places = torch.arange(self._size, device=gram.device) if order is None else order
+        backwards = places.flip(0)
+        self._reversed = torch.empty_like(gram, memory_format=torch.contiguous_format)
+        failed = torch.empty((), dtype=torch.int32, device=gram.device)
+        for attempt in range(_TRIES):
+            for rows, into in zip(
+                backwards.split(_BLOCK), self._reversed.split(_BLOCK), strict=True
+            ):
+                into.copy_(gram[rows][:, backwards])
+            self._reversed.diagonal().add_(damping * 10**attempt * mean)
+            lower = self._reversed.T  # column by column, as LAPACK works in place
+            torch.linalg.cholesky_ex(lower, out=(lower, failed))
+            if not bool(failed):
+                _invert(lower)
+                if all(bool(rows.isfinite().all()) for rows in self._reversed.split(_BLOCK)):
+                    self._reversed = lower
+                    return
+        raise EngineError(
+            "the inputs' matrix of products is not positive definite, also with a thousand times "
+            f"the damping of {damping:g}\n  give more, or more different, calibration inputs"
+        )
+
+    def rows(self, start: int, end: int) -> Tensor:
+        """Return some rows of U, from their first column that is not zero: U[start:end, start:]."""
+        size = self._size
+        return self._reversed[size - end : size - start, : size - start].flip(0, 1)
+
+
+def _invert(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in place, block by block from the last column."""
+    size = len(lower)
+    for start in range((size - 1) // _INVERTED * _INVERTED, -1, -_INVERTED):
+        end = min(start + _INVERTED, size)
+        own = lower[start:end, start:end]
+        eye = torch.eye(end - start, dtype=lower.dtype, device=lower.device)
+        own.copy_(torch.linalg.solve_triangular(own, eye, upper=False))
+        if end < size:
+            below = lower[end:, start:end]
+            # What lies below and to the right is inverted already.
+            below.copy_(-(lower[end:, end:] @ (below @ own)))
 
 
 def squared_error(change: Tensor, gram: Tensor) -> float:
@@ -153,7 +195,10 @@ def squared_error(change: Tensor, gram: Tensor) -> float:
         change: (..., rows, columns).
         gram: (..., columns, columns): :meth:`LayerInputs.gram`.
     """
-    return max(float(((change @ gram) * change).sum(dtype=torch.float64)), 0.0)
+    total = 0.0
+    for some in change.split(_ROWS, -2):  # products take as much memory as what is multiplied
+        total += float(((some @ gram) * some).sum(dtype=torch.float64))
+    return max(total, 0.0)
 
 
 def best_sweep(
@@ -206,9 +251,10 @@ def best_sweep(
     if len(dampings) == 1 or not inputs.apart.samples or not inputs.fitted.samples:
         gram = inputs.gram()
         whole = squared_error(weight, gram) or 1.0
-        value, easy = swept(gram, dampings[0]), plain(weight)
-        errors = [squared_error(each - weight, gram) / whole for each in (value, easy)]
-        return Swept(value, dampings[0], *errors)
+        error_of_plain = squared_error(plain(weight).sub_(weight), gram) / whole
+        value = swept(gram, dampings[0])
+        error = squared_error(weight.sub_(value), gram) / whole
+        return Swept(value, dampings[0], error, error_of_plain)
     whole = squared_error(weight, apart) or 1.0
     easy = plain(weight)
     error_of_plain = squared_error(easy - weight, apart) / whole

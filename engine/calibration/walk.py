@@ -6,6 +6,7 @@ import collections
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from engine.calibration.blocks import blocks_of, finished_parts
 from engine.calibration.inputs import LayerInputs, Source
 from engine.calibration.replay import Outputs, Replay, recorded
 from engine.calibration.scalings import Finder, Pair
+from engine.calibration.states import States, TemporaryStates
 from engine.user_code.batches import Forward, batches_in, call_or_explain
 
 
@@ -62,8 +64,9 @@ def walk(
     batches = list(batches_in(data.batches, "calibration"))
     with _observable(model), ExitStack() as stack:
         seen = _observe(model, wrappers, batches[0], forward)
-        replay = stack.enter_context(Replay(model, batches, forward, seen.blocks, data.folder))
-        replay.look_ahead(seen.outputs)
+        kept = partial(_kept_in, data.folder)
+        replay = stack.enter_context(Replay(model, batches, forward, seen.blocks, kept))
+        _look_ahead(replay, seen)
         unreached = []
         finder = Finder()
         wrapper_of = {wrapper.module: wrapper for wrapper in wrappers}
@@ -96,6 +99,17 @@ def walk(
             "  give batches that reach them, or leave them out with exclude: true",
             stacklevel=4,
         )
+
+
+def _kept_in(folder: str | None, block: nn.Module) -> States:
+    return TemporaryStates(folder)
+
+
+def _look_ahead(replay: Replay, seen: _Observed) -> None:
+    first = {block: TemporaryStates(None) for block in seen.blocks}
+    for block, states in first.items():
+        states.put(0, seen.outputs[block])
+    replay.look_ahead(first, [block for block in first if len(seen.outputs[block]) == 1])
 
 
 class _Pairs:

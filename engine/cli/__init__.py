@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("engine.cli.run", "run an experiment, one-time or automatic"),
     "report": ("engine.cli.report", "show what came out of an automatic experiment"),
     "export": ("engine.cli.export", "write a compressed model: packed weights, ranges, ONNX"),
+    "compress-folder": ("engine.cli.compress_folder", "compress a model larger than memory"),
     "analyze": ("engine.cli.analyze", "count, time and take apart a model"),
     "new-algorithm": ("engine.cli.new_algorithm", "make a package with a plugin of your own"),
     "check": ("engine.cli.check", "check that a plugin keeps its promises"),

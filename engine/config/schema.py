@@ -178,7 +178,7 @@ class _Parts:
         facts = _mapping(full, "x-engine")
         self.runtime = dict(_mapping(facts, "runtime_arguments"))
         if "calibration" in facts:
-            for name in ("batches", "forward"):
+            for name in ("batches", "forward", "states_folder"):
                 self.arguments.setdefault(name, shared_definition(name))
 
 

@@ -9,6 +9,7 @@ from engine.export.compressed import (
 )
 from engine.export.deploy import Exported, export_to
 from engine.export.exporter import Exporter, Refused
+from engine.export.folder_exporter import FolderExporter, Stated
 from engine.export.job_export import export_smaller, placed
 from engine.export.language_model import config_of, quietly, refused_model, refused_ties
 from engine.export.onnx_file import OnnxOptions, export_onnx
@@ -27,6 +28,7 @@ from engine.quantization.placement import Placement
 __all__ = [
     "Exported",
     "Exporter",
+    "FolderExporter",
     "GridFacts",
     "OnnxOptions",
     "PackedWeight",
@@ -35,6 +37,7 @@ __all__ = [
     "Refused",
     "Source",
     "SourceLayer",
+    "Stated",
     "apply_masks",
     "config_of",
     "explained_by_inputs",

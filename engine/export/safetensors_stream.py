@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.errors import ExportError
 
 #: Names of the format.
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -53,11 +53,11 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     place = 0
     for name, (shape, dtype) in stated.items():
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise ExportError(f'safetensors holds no {dtype}: "{name}"')
         sizes = list(shape)
         end = place + torch.Size(sizes).numel() * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": sizes, "data_offsets": [place, end]}
+        header[name] = {"dtype": DTYPES[dtype], "shape": sizes, "data_offsets": [place, end]}
         place = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNED)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import EngineError
+from engine.pruning.masked_systems import is_cheaper, solve_masked
 
 #: What is tried, strongest first, where nobody says how much damping is right.
 _DAMPINGS = (100.0, 10.0, 1.0, 0.1, 0.01)
@@ -162,12 +163,40 @@ class LayerProblem:
 
     def _change(self, systems: list[_System], damping: float) -> Tensor:
         change = torch.zeros_like(self._current)
-        for group, filters, columns in systems:
-            own = self._fitted.gram[group][columns][:, columns]
-            own.diagonal().add_(damping * own.diagonal().mean())
-            wanted = self._fitted.cross[group][filters][:, columns]
-            factor, failed = torch.linalg.cholesky_ex(own)
-            if failed:
-                raise EngineError(f"a damping of {damping} is lost in the rounding of its inputs")
-            change[group, filters[:, None], columns] = torch.cholesky_solve(wanted.mT, factor).mT
+        for group in range(len(change)):
+            own = [system for system in systems if system.group == group]
+            columns = change.shape[-1]
+            sizes = [len(system.columns) for system in own]
+            if is_cheaper(sizes, sum(len(system.filters) for system in own), columns):
+                own = self._solve_together(change[group], own, damping)
+            for system in own:
+                self._solve_one(change[group], system, damping)
         return change
+
+    def _solve_one(self, change: Tensor, system: _System, damping: float) -> None:
+        group, filters, columns = system
+        own = self._fitted.gram[group][columns][:, columns]
+        own.diagonal().add_(damping * own.diagonal().mean())
+        wanted = self._fitted.cross[group][filters][:, columns]
+        factor, failed = torch.linalg.cholesky_ex(own)
+        if failed:
+            raise EngineError(f"a damping of {damping} is lost in the rounding of its inputs")
+        change[filters[:, None], columns] = torch.cholesky_solve(wanted.mT, factor).mT
+
+    def _solve_together(
+        self, change: Tensor, systems: list[_System], damping: float
+    ) -> list[_System]:
+        """Solve one group's systems; return those that are to be solved one by one."""
+        group = systems[0].group
+        gram, cross = self._fitted.gram[group], self._fitted.cross[group]
+        of_filter = {int(f): system for system in systems for f in system.filters}
+        filters = torch.tensor(sorted(of_filter), device=cross.device)
+        kept = torch.zeros(len(filters), cross.shape[1], dtype=torch.bool, device=cross.device)
+        for row, number in enumerate(filters.tolist()):
+            kept[row, of_filter[number].columns] = True
+        held = damping * (kept.to(gram.dtype) @ gram.diagonal()) / kept.sum(1)
+        change[filters], left = solve_masked(gram, cross[filters], kept, held)
+        return [
+            _System(group, filters[row : row + 1], of_filter[int(filters[row])].columns)
+            for row in left
+        ]

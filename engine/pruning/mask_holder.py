@@ -192,7 +192,7 @@ class MaskHolder(Compressor):
         calibrate = stack.resolve("calibrate_layer")
         if calibrate is None or self.batches is None:
             return []
-        data = Calibrated(self.batches, self.forward)
+        data = Calibrated(self.batches, self.forward, self.states_folder)
         return calibrated(calibrate, self, stack.provider("calibrate_layer"), asked, data)
 
     def own_mask(self, wrapper: Wrapper, sparsity: float) -> dict[str, Tensor] | None:

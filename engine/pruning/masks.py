@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: So many scores are put in order together, where each row has its own.
+_AT_ONCE = 1 << 22
+
 
 def prune_count(total: int, sparsity: float) -> int:
     """Return how many of ``total`` elements a fraction ``sparsity`` removes.
@@ -70,14 +73,21 @@ def smallest_in_rows(scores: Tensor, count: int) -> Tensor:
     Returns:
         bool tensor, same shape and device as ``scores``.
     """
-    rows = wide(scores.detach()).reshape(-1, scores.shape[-1])
-    order = rows.argsort(dim=-1, stable=True)
+    rows = scores.detach().reshape(-1, scores.shape[-1])
     each, more = divmod(count, max(len(rows), 1))
-    mask = torch.ones_like(rows, dtype=torch.bool).scatter_(-1, order[:, :each], False)
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    following, next_scores = [], []
+    # An order takes eight bytes a score: not all at once.
+    step = max(_AT_ONCE // max(rows.shape[1], 1), 1)
+    for some, own in zip(rows.split(step), mask.split(step), strict=True):
+        order = wide(some).argsort(dim=-1, stable=True)
+        own.scatter_(-1, order[:, :each], False)
+        if more:
+            following.append(order[:, each].clone())
+            next_scores.append(wide(some).gather(1, order[:, each : each + 1]).flatten())
     if more:
-        following = order[:, each : each + 1]
-        chosen = rows.gather(1, following).flatten().argsort(stable=True)[:more]
-        mask[chosen, following[chosen, 0]] = False
+        chosen = torch.cat(next_scores).argsort(stable=True)[:more]
+        mask[chosen, torch.cat(following)[chosen]] = False
     return mask.view(scores.shape)
 
 

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from engine.attach.undisturbed import undisturbed
+from engine.calibration.blocks import blocks_of
 from engine.calibration.patches import LayerCall, input_of, weighted_sums
+from engine.calibration.replay import EnoughError, Outputs, Replay, recorded
+from engine.calibration.states import TemporaryStates
 from engine.errors import EngineError
 from engine.pruning.least_squares import LayerProblem
 from engine.user_code.batches import Forward, batches_in, call_or_explain
@@ -85,6 +88,8 @@ class Reconstruction:
         self._points = points
         self._damping = damping
         self._names = weighted_sums(model)
+        #: Whether running a batch draws random numbers: then no part of it can be left out.
+        self._draws = False
         #: By layer, in the order of running: for each batch, its calls.
         self._noted: dict[nn.Module, list[list[_Noted]]] = {}
         with _observable(model):
@@ -106,7 +111,7 @@ class Reconstruction:
         changed: list[tuple[Tensor, Tensor]] = []
         with _observable(self._model):
             try:
-                for module, name in self._names.items():
+                for module, name in self._in_order():
                     own = [p for p in module._parameters.values() if p is not None]
                     changed += [(parameter, parameter.clone()) for parameter in own]
                     try:
@@ -118,6 +123,30 @@ class Reconstruction:
                     parameter.copy_(value)
                 raise
         return report
+
+    def _in_order(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield layers in the order of running; a block whose layers are done runs no more."""
+        blocks = blocks_of(self._model, self._names)
+        block_of = {layer: block for block, own in blocks.items() for layer in own}
+        left = {block: len(own) for block, own in blocks.items()}
+        order = list(dict.fromkeys(block_of[layer] for layer in self._names))
+        outputs: dict[nn.Module, Outputs] = {block: [] for block in order}
+        numbers = list(range(len(self._batches)))
+        with Replay(self._model, numbers, self._run_number, order) as replay:
+            self._replay = replay
+            with recorded(outputs):
+                self._run_number(self._model, 0)
+            calls = {block: len(own) for block, own in outputs.items()}
+            first = {block: TemporaryStates() for block in order}
+            for block, states in first.items():
+                states.put(0, outputs.pop(block))
+            replay.look_ahead(first, [block for block in order if calls[block] == 1])
+            del first
+            for layer, name in self._names.items():
+                yield layer, name
+                left[block_of[layer]] -= 1
+                if not left[block_of[layer]] and not self._draws:
+                    replay.finish(block_of[layer], calls[block_of[layer]])
 
     def _note(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -158,11 +187,17 @@ class Reconstruction:
 
     def _run(self, number: int) -> None:
         """Run a batch, with the same random numbers each time."""
-        torch.default_generator.manual_seed(number)
-        for index in {p.device.index for p in self._model.parameters() if p.is_cuda}:
-            torch.cuda.default_generators[index].manual_seed(number)
+        devices = {p.device.index for p in self._model.parameters() if p.is_cuda}
+        generators = [torch.default_generator]
+        generators += [torch.cuda.default_generators[index] for index in devices]
+        before = [each.manual_seed(number).get_state() for each in generators]
         torch.clear_autocast_cache()  # it may hold weights from before they were fitted
         self._forward(self._model, self._batches[number])
+        after = [each.get_state() for each in generators]
+        self._draws |= not all(map(torch.equal, before, after))
+
+    def _run_number(self, model: nn.Module, number: Any) -> None:
+        self._run(number)
 
     def _fit(self, module: nn.Module) -> tuple[float, float]:
         problem = LayerProblem(module)
@@ -187,20 +222,14 @@ class Reconstruction:
         def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(calls[len(seen)][0].seen_again(layer, input_of(args, kwargs)))
             if len(seen) == len(calls):
-                raise _EnoughError
+                raise EnoughError
 
         hook = module.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            self._run(number)
-        except _EnoughError:
-            pass
+            self._replay.run(number)
         finally:
             hook.remove()
         return seen
-
-
-class _EnoughError(BaseException):
-    """The layer was reached; what comes after it need not run. No ``except Exception`` stops it."""
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from engine import config
 from engine.attach.compressor import Compressor
 from engine.errors import ConfigError, Problem
+from engine.files import PathLike
 from engine.plugins import registry
 from engine.pruning.pruner import Pruner
 from engine.user_code.batches import Forward
@@ -50,6 +51,7 @@ class Schedule(Pruner):
         dummy_input: Any = None,
         batches: Iterable[Any] | str | None = None,
         forward: Forward | str | None = None,
+        states_folder: PathLike | None = None,
         **arguments: Any,
     ) -> None:
         if pruning_algorithm is not None:
@@ -62,6 +64,7 @@ class Schedule(Pruner):
             dummy_input=dummy_input,
             batches=batches,
             forward=forward,
+            states_folder=states_folder,
             **arguments,
         )
         # The pruner inside may have put its own state on its wrappers already: they are kept.
@@ -110,6 +113,7 @@ class Schedule(Pruner):
             self.optimizer,
             batches=self.batches,
             forward=self.forward,
+            states_folder=self.states_folder,
             **composed.base_arguments,
         )
         self.default_op_types = self.base.default_op_types  # type: ignore[misc]

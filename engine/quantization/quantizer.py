@@ -264,7 +264,7 @@ class Quantizer(Compressor):
         assert stack is not None
         calibrate = stack.resolve("calibrate_layer")
         if calibrate is not None and self.batches is not None:
-            data = Calibrated(self.batches, self.forward)
+            data = Calibrated(self.batches, self.forward, self.states_folder)
             quantize_layers(calibrate, self, stack.provider("calibrate_layer"), data)
 
     def _needs_weight(self, entry: Mapping[str, Any]) -> bool:

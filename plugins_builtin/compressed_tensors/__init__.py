@@ -11,21 +11,19 @@ import torch
 from torch import Size, Tensor
 
 from engine.export import (
-    Exporter,
+    FolderExporter,
     Refused,
     Source,
     SourceLayer,
+    Stated,
     config_of,
     quietly,
     refused_model,
     refused_ties,
-    write_safetensors,
 )
 
-_Stated = dict[str, tuple[Size, torch.dtype]]
 
-
-class CompressedTensorsExporter(Exporter):
+class CompressedTensorsExporter(FolderExporter):
     """Writes ``config.json`` and ``model.safetensors`` in the format pack-quantized.
 
     Integers of linear layers lie in words of 32 bits, the first column in the lowest bits, beside
@@ -47,23 +45,27 @@ class CompressedTensorsExporter(Exporter):
             *(each for layer in source.quantized.values() for each in _ragged(layer)),
         ]
 
-    def write(self, source: Source, path: Path) -> None:
-        """Write the folder."""
-        model: Any = source.model
+    def stated(self, source: Source) -> Stated:
+        """Return what is written: words, scales and shapes in place of quantized weights."""
         by_key = {layer.key: layer for layer in source.quantized.values()}
-        stated: _Stated = {}
+        stated: Stated = {}
         for key, (shape, dtype) in source.shapes().items():
             layer = by_key.get(key)
             stated |= {key: (shape, dtype)} if layer is None else _stated(layer)
+        return stated
 
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            for key in source.shapes():
-                if key in by_key:
-                    yield from _parts(by_key[key])
-                else:
-                    yield key, source.tensor(key)
+    def tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
+        """Yield them one by one."""
+        by_key = {layer.key: layer for layer in source.quantized.values()}
+        for key in source.shapes():
+            if key in by_key:
+                yield from _parts(by_key[key])
+            else:
+                yield key, source.tensor(key)
 
-        write_safetensors(path / "model.safetensors", stated, tensors(), {"format": "pt"})
+    def describe(self, source: Source, path: Path) -> None:
+        """Write ``config.json``, and what else ``from_pretrained`` reads."""
+        model: Any = source.model
         config = config_of(model)
         config.quantization_config = _quantization_config(source)
         config.save_pretrained(path)
@@ -88,11 +90,11 @@ def _ragged(layer: SourceLayer) -> Iterator[Refused]:
         yield Refused(layer.name, reason)
 
 
-def _stated(layer: SourceLayer) -> _Stated:
+def _stated(layer: SourceLayer) -> Stated:
     rows, columns = layer.shape
     words = 32 // layer.facts.bits
     groups = columns // layer.facts.group_size if layer.facts.group_size else 1
-    found: _Stated = {
+    found: Stated = {
         "weight_packed": (Size([rows, math.ceil(columns / words)]), torch.int32),
         "weight_scale": (Size([rows, groups]), torch.float32),
         "weight_shape": (Size([2]), torch.int64),

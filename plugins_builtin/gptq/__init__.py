@@ -36,12 +36,12 @@ class GPTQQuantizer(PostTrainingQuantizer):
         if not inputs.has_rows:
             weight = grid.nearest(weight, scale, zero_point)
             return LayerResult(None, weight, (scale, zero_point), "were rounded to nearest")
-        scales, zeros = (inputs.matrix(grid.spread(each)) for each in (scale, zero_point))
+        # By columns, since they are rounded one by one.
+        scales, zeros = (inputs.matrix(grid.spread(x)).mT.contiguous() for x in (scale, zero_point))
         qmin, qmax = grid.scheme.qmin, grid.scheme.qmax
 
         def of_group(number: int) -> Choose:
-            own = [each if each.dim() == 2 else each[number] for each in (scales, zeros)]
-            steps, zero = (each.T.contiguous() for each in own)
+            steps, zero = (x if x.dim() == 2 else x[number] for x in (scales, zeros))
 
             def rounded(column: int, value: Tensor) -> Tensor:
                 q = (value / steps[column]).round_().add_(zero[column]).clamp_(qmin, qmax)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from engine import EngineError
 from engine.calibration import n_m_mask, pattern_of, squared_error, sweep
-from engine.calibration.sweep import inverse_factor
+from engine.calibration.sweep import InverseFactor
 from engine.pruning import smallest_in_rows
 
 
@@ -85,13 +85,25 @@ def test_an_error_lies_between_a_refit_of_the_same_mask_and_zeroing_it(columns, 
 @settings(max_examples=30, deadline=None)
 def test_the_factor_is_that_of_the_damped_inverse(columns, seed):
     _, gram = problem(1, columns, seed)
-    factor = inverse_factor(gram, 0.1)
+    factor = InverseFactor(gram, 0.1).rows(0, len(gram))
     damped = gram + 0.1 * gram.diagonal().mean() * torch.eye(columns, dtype=gram.dtype)
     eye = torch.eye(columns, dtype=gram.dtype)
     assert torch.allclose(factor.T @ factor @ damped, eye, atol=1e-6)
     assert torch.equal(factor, factor.triu())
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     assert torch.allclose(factor, upper, rtol=1e-5, atol=1e-9)
+
+
+def test_a_factor_of_several_blocks_and_another_order():
+    _, gram = problem(1, 600, samples=700)
+    order = torch.randperm(600)
+    for own, other in ((gram, None), (gram[order][:, order], order)):
+        factor = InverseFactor(gram, 0.01, other)
+        damped = own + 0.01 * own.diagonal().mean() * torch.eye(600, dtype=own.dtype)
+        upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+        for start, end in ((0, 600), (0, 128), (128, 256), (590, 600)):
+            rows = factor.rows(start, end)
+            assert torch.allclose(rows, upper[start:end, start:], rtol=1e-6, atol=1e-10)
 
 
 def test_dead_columns_and_no_inputs_at_all():
@@ -131,6 +143,13 @@ def test_patterns_are_named_by_what_stays():
     assert pattern_of("2:4") == (2, 4)
     assert pattern_of("1:4") == (3, 4)
     assert pattern_of(None) is None
+
+
+def test_rows_are_put_in_order_a_few_at_a_time(monkeypatch):
+    scores = torch.randint(0, 9, (7, 10)).float()
+    whole = [smallest_in_rows(scores, count) for count in range(71)]
+    monkeypatch.setattr("engine.pruning.masks._AT_ONCE", 25)
+    assert all(torch.equal(smallest_in_rows(scores, n), mask) for n, mask in enumerate(whole))
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.data())

@@ -1,5 +1,6 @@
 """Models of many kinds: which layers are fitted, and what runs them."""
 
+import collections
 import copy
 
 import pytest
@@ -193,3 +194,25 @@ def test_keyword_batches_and_a_forward_of_ones_own():
     first = by_name.apply()
     model.load_state_dict(state)
     assert by_hand.apply() == first
+
+
+def test_a_block_runs_as_often_as_its_own_layers_need():
+    runs = collections.Counter()
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x):
+            runs[self] += 1
+            return x + self.down(torch.tanh(self.up(x)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(6)))
+    reconstruction = Reconstruction(model, [torch.randn(10, 6) for _ in range(4)])
+    LevelPruner(model, [{"op_types": ["Linear"], "sparsity": 0.5}]).compress()
+    runs.clear()
+    reconstruction.apply()
+    # Of each of four batches once for each layer and once to be finished; one pass to look ahead.
+    assert set(runs.values()) <= {1 + 4 * 2, 1 + 4 * 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from engine.attach.wrapper import Wrapper
@@ -44,7 +45,7 @@ def calibrated(
     """
     of_layer = {id(wrapper): each for each in asked for wrapper in [each[1]] if each[2] > 0}
     fresh: list[NewMasks] = []
-    before: list[tuple[Tensor, Tensor]] = []
+    before: list[tuple[Tensor, Tensor | None]] = []
     old_masks: list[tuple[Wrapper, Tensor | None]] = []
     if not of_layer:
         return fresh
@@ -60,7 +61,6 @@ def calibrated(
             result = checked_result(result, wrapper, provider, ("mask", "weight"))
             compressor.calibration_notes[wrapper.name] = result.note
             weight = wrapper.weight
-            before.append((weight, weight.detach().clone()))
             value = weight.detach() if result.weight is None else result.weight
             value, masks = value.to(weight), {}
             if result.mask is not None:
@@ -68,17 +68,28 @@ def calibrated(
                 if not wrapper.straight_through:
                     value = value * masks["weight_mask"]
             agree_between_processes([{"weight": value, **masks}])
+            log = compressor.host._changes
+            # What the log keeps is what the weight was, unless it knows of an earlier round.
+            own = None if log.before(weight) is None else weight.detach().clone()
             compressor.change(weight, value)
+            before.append((weight, log.before(weight) if own is None else own))
             if masks:
                 fresh.append(NewMasks(wrapper, target, masks))
-                old_masks.append((wrapper, wrapper.weight_mask))
+                old_masks.append((wrapper, _unless_ones(wrapper.weight_mask)))
                 wrapper.register_buffer("weight_mask", masks["weight_mask"])
     except BaseException:
         layers.close()
         for wrapper, mask in old_masks:
-            wrapper.register_buffer("weight_mask", mask)
-        for tensor, value in reversed(before):
-            compressor.change(tensor, value)
+            ones = torch.ones_like(wrapper.weight.detach()) if mask is None else mask
+            wrapper.register_buffer("weight_mask", ones)
+        for tensor, old in reversed(before):
+            if old is not None:
+                compressor.change(tensor, old)
         raise
     tell(provider, compressor.calibration_notes)
     return fresh
+
+
+def _unless_ones(mask: Tensor | None) -> Tensor | None:
+    """Return a mask to go back to; nothing for the one that every layer begins with."""
+    return None if mask is None or bool(mask.all()) else mask
