@@ -7,6 +7,7 @@ module holds. From there on all is as with any model.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,11 +70,10 @@ def as_graph_module(
     refuse_compiled(model)
     positional = tuple(args) if isinstance(args, tuple | list) else (args,)
     named = dict(kwargs or {})
-    free = tree_map(_free_sizes, (positional, named))
-    # Inputs by position and by name are described in the order of the forward's parameters.
-    dynamic = (*free[0], *free[1].values())
     with evaluation(model), _symbolic_len(model):
         try:
+            given = inspect.signature(model.forward).bind(*positional, **named).arguments
+            dynamic = {name: tree_map(_free_sizes, value) for name, value in given.items()}
             program = torch.export.export(model, positional, named, dynamic_shapes=dynamic)
         except Exception as error:
             lines = str(error).strip().splitlines()

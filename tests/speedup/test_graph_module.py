@@ -242,3 +242,35 @@ def test_means_go_on_dividing_by_the_number_that_there_was(dtype: torch.dtype) -
     speedup(graph, torch.randn(2, 6, dtype=dtype))
     assert model.a.weight.shape == (7, 6)
     torch.testing.assert_close(graph(x), expected, rtol=1e-6, atol=1e-6)
+
+
+class Named(nn.Module):
+    """Inputs by name, in another order than the forward has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, *, scale: Tensor, twice: bool = False) -> Tensor:
+        y = self.a(x) * scale
+        y = torch.cat([y[:, :4].relu(), y[:, 4:].tanh()], 1)
+        return self.b(y) * (2 if twice else 1)
+
+
+@torch.no_grad()
+def test_inputs_by_name() -> None:
+    torch.manual_seed(0)
+    model = Named().double().eval()
+    for row in (1, 5, 6):
+        model.a.weight[row] = 0
+        model.a.bias[row] = 0
+
+    def inputs(batch: int) -> dict[str, Any]:
+        numbers = (torch.randn(batch, n, dtype=torch.float64) for n in (8, 6))
+        return {"twice": True, "scale": next(numbers), "x": next(numbers)}
+
+    other = inputs(5)
+    expected = model(**other)
+    graph = as_graph_module(model, (), inputs(2))
+    speedup(graph, (), inputs(2))
+    assert equal(graph(**other), expected)
