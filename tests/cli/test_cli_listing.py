@@ -6,6 +6,7 @@ TABLE = """\
 NAME                         KIND       STATUS  DISTRIBUTION  VERSION  SUMMARY
 activation_apoz_rank_filter  pruner     ok      engine        0.1.0    Channels most often zero
 activation_mean_rank_filter  pruner     ok      engine        0.1.0    Channels of smallest output
+ada_round                    quantizer  ok      engine        0.1.0    Rounding learned by layer
 admm                         search     ok      engine        0.1.0    Training towards sparsity
 agp                          schedule   ok      engine        0.1.0    Gradual cubic sparsity (2017)
 amc                          search     ok      engine        0.1.0    An agent picks sparsities
