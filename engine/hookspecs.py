@@ -94,6 +94,17 @@ class HookSpecs:
         quantizer, which stands from then on. *Since 1.1.*
         """
 
+    @hookspec(firstresult=True)
+    def score_block(self, wrapper: Wrapper, before: Tensor, after: Tensor) -> Tensor:
+        """Return how much a block does to each token, shape (tokens,). Provider.
+
+        For algorithms that remove whole blocks (``engine.pruning.BlockPruner``), in place of masks.
+        Called by ``compress()`` for each block and batch, under ``torch.no_grad()``, on the dense
+        model. ``before`` is what the block gets and ``after`` what it puts out: (tokens, features),
+        float32 or wider, without padding; of images each place is a token. The blocks of least
+        mean are removed. *Since 1.1.*
+        """
+
     @hookspec
     def masks_updated(self, compressor: Compressor) -> None:
         """New masks are in place and applied to the weights. Observer.

@@ -13,6 +13,7 @@ amc                          search     ok      engine        0.1.0    An agent 
 auto_compress                search     ok      engine        0.1.0    Annealing and ADMM in rounds
 awq                          quantizer  ok      engine        0.1.0    Activation-aware scales
 bnn                          quantizer  ok      engine        0.1.0    Weights and outputs by sign
+depth                        blocks     ok      engine        0.1.0    Whole blocks, by influence
 dorefa                       quantizer  ok      engine        0.1.0    Low-bit weights and gradients
 fpgm                         pruner     ok      engine        0.1.0    Channels nearest the median
 gptq                         quantizer  ok      engine        0.1.0    Second order rounding

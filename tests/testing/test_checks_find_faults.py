@@ -55,6 +55,10 @@ SEARCHES = {
         "stem.weight has changed before it was refused",
     ),
 }
+BLOCKS = {
+    "as_many_blocks_go_as_were_asked": ("ChangesItsMind", "are removed the second time"),
+    "the_smaller_model_computes_the_same": ("TakesTheFirstOut", "outputs differ from those"),
+}
 WATCHERS = {
     "it_works_with_every_algorithm": ("FailsWithQuantizers", "with .*: masks are expected"),
     "watching_changes_nothing": ("DisturbsTraining", "is trained otherwise under"),
@@ -72,6 +76,7 @@ CASES = [
         ("quantizer", QUANTIZERS),
         ("schedule", SCHEDULES),
         ("search", SEARCHES),
+        ("blocks", BLOCKS),
         ("watcher", WATCHERS),
         ("constraint", CONSTRAINTS),
     )

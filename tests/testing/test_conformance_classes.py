@@ -7,6 +7,7 @@ from made import made
 
 from engine.testing import (
     CHECKS,
+    BlocksConformance,
     ExtensionConformance,
     PrunerConformance,
     QuantizerConformance,
@@ -19,6 +20,7 @@ CLASSES = {
     QuantizerConformance: {"quantizer"},
     ScheduleConformance: {"schedule"},
     SearchConformance: {"search"},
+    BlocksConformance: {"blocks"},
     ExtensionConformance: {"watcher", "constraint"},
 }
 

@@ -14,7 +14,7 @@ from engine.plugins.registry.scan import ALGORITHMS, EXPORTERS, EXTENSIONS
 KINDS = ("pruning", "quantization")
 #: An extension may also serve both kinds.
 EXTENSION_KINDS = (*KINDS, "any")
-ROLES = ("provider", "schedule", "search")
+ROLES = ("provider", "schedule", "search", "blocks")
 #: Roles of plugins that drive another algorithm, which ``base_argument`` names.
 DRIVING = ("schedule", "search")
 #: Whether an algorithm needs batches to be calibrated with.
