@@ -34,10 +34,10 @@ BAD = frozenset((FAILED, UNEXPECTED))
 PRUNER, QUANTIZER = "pruner", "quantizer"
 SCHEDULE, SEARCH = "schedule", "search"
 BLOCKS = "blocks"
-WATCHER, CONSTRAINT = "watcher", "constraint"
+WATCHER, CONSTRAINT, TRAINING = "watcher", "constraint", "training"
 EXPORTER = "exporter"
 ALGORITHM_ROLES = (PRUNER, QUANTIZER, SCHEDULE, SEARCH, BLOCKS)
-EXTENSION_ROLES = (WATCHER, CONSTRAINT)
+EXTENSION_ROLES = (WATCHER, CONSTRAINT, TRAINING)
 ROLES = (*ALGORITHM_ROLES, *EXTENSION_ROLES, EXPORTER)
 
 CheckFunction = Callable[["Subject"], "str | None"]

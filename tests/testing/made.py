@@ -91,7 +91,8 @@ def schema_of(role, **check):
 
 def made(site, cls, role, schema=None, code=CODE, **check):
     """Install a class of ``code`` as the plugin ``made``; return it."""
-    groups = {"watcher": "extensions", "constraint": "extensions", "exporter": "exporters"}
+    groups = {"exporter": "exporters"}
+    groups |= dict.fromkeys(("watcher", "constraint", "training"), "extensions")
     group = groups.get(role, "algorithms")
     site.distribution("made-for-tests", **{group: [("made", f"made_for_tests:{cls}")]})
     site.package("made_for_tests", code=code, schema=schema or schema_of(role, **check))

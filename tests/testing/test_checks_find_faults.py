@@ -65,6 +65,9 @@ WATCHERS = {
     "nothing_is_left_behind": ("LeavesAnAttribute", "hooks or attributes of .* stay"),
     "copies_do_not_report": ("CannotBeCopied", "TypeError: cannot pickle 'generator' object"),
 }
+TRAINING = {
+    "its_loss_counts_in_training_alone": ("AddsNothing", "trains as it does without it"),
+}
 CONSTRAINTS = {
     "training_with_it_resumes_bit_exactly": ("CountsSteps", "differs after"),
     "speedup_of_its_masks_is_exact": ("MasksNormsOnly", "changes the outputs"),
@@ -79,6 +82,7 @@ CASES = [
         ("blocks", BLOCKS),
         ("watcher", WATCHERS),
         ("constraint", CONSTRAINTS),
+        ("training", TRAINING),
     )
     for check, (cls, message) in cases.items()
 ]

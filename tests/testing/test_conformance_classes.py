@@ -21,7 +21,7 @@ CLASSES = {
     ScheduleConformance: {"schedule"},
     SearchConformance: {"search"},
     BlocksConformance: {"blocks"},
-    ExtensionConformance: {"watcher", "constraint"},
+    ExtensionConformance: {"watcher", "constraint", "training"},
 }
 
 

@@ -19,7 +19,7 @@ ROLES = ("provider", "schedule", "search", "blocks")
 DRIVING = ("schedule", "search")
 #: Whether an algorithm needs batches to be calibrated with.
 CALIBRATION = ("required", "optional")
-EXTENSION_ROLES = ("watcher", "constraint")
+EXTENSION_ROLES = ("watcher", "constraint", "training")
 EXPORTER = "exporter"
 #: What ``kind`` and ``role`` may be, the first role being the default.
 _ALLOWED = {
