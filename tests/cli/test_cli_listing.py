@@ -72,6 +72,7 @@ def test_extensions_have_a_table_of_their_own(run, site):
         "bars",
         "channel_rounding",
         "dependency_aware",
+        "distillation",
         "global_ranking",
         "log",
         "n_m",
