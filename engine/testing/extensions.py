@@ -144,11 +144,13 @@ def speedup_of_its_masks_is_exact(subject: Subject) -> str:
 
 
 def _algorithms(subject: Subject) -> list[Subject]:
-    """Return the usable algorithms of the extension's kind."""
+    """Return the engine's own algorithms of the extension's kind; see ``subject.partners``."""
     return [
         Subject(plugin)
         for plugin in registry.algorithms()
-        if plugin.status == "ok" and subject.plugin.kind in (plugin.kind, "any")
+        if plugin.status == "ok"
+        and plugin.comes_from(registry.OWN_DISTRIBUTION)
+        and subject.plugin.kind in (plugin.kind, "any")
     ]
 
 

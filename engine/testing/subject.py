@@ -291,7 +291,11 @@ def loss_of(output: Tensor) -> Tensor:
 
 
 def partners(kind: str, role: str) -> Iterator[Subject]:
-    """Yield the usable algorithms of a kind and role that are installed, to compose with."""
+    """Yield the engine's own algorithms of a kind and role, to compose with.
+
+    Not what else is installed: a fault of a neighbour's would be this plugin's verdict.
+    """
     for plugin in registry.algorithms():
-        if plugin.status == "ok" and (plugin.kind, plugin.role) == (kind, role):
+        own = plugin.status == "ok" and plugin.comes_from(registry.OWN_DISTRIBUTION)
+        if own and (plugin.kind, plugin.role) == (kind, role):
             yield Subject(plugin)
