@@ -358,6 +358,10 @@ class Compressor(Configured):
 
     # -- for subclasses inside the engine ------------------------------------------------------
 
+    def model_to_export(self) -> nn.Module:
+        """Return what an export writes: the model, or a copy of which something was removed."""
+        return self.bound_model
+
     def _own_extensions(self) -> Iterable[object]:
         """Return the extensions that the algorithm's own arguments ask for."""
         return ()

@@ -82,7 +82,8 @@ def export_blocks(
 ) -> None:
     """Write a model without its removed blocks; see ``BlockPruner.export_model``."""
     _needs_path(model_path)
-    require_attached(pruner)
+    if pruner.speedup_report is None:
+        require_attached(pruner)
     model = plain_copy(pruner.smaller_copy())
     if onnx_path is not None:
         export_onnx(model, onnx_path, onnx_example(pruner, input_shape, device), device, options)

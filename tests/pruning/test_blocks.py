@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 import engine
-from engine import ConfigError, EngineError, PluginError
+from engine import ConfigError, EngineError, PluginError, cli
 from engine.pruning import BlockPruner, repeated_blocks
 
 ENTRY = {"op_types": ["default"], "sparsity": 0.5}
@@ -139,6 +139,48 @@ def test_written_it_loads_into_the_smaller_model(tmp_path):
     smaller = Model([Plain(scale=scale) for scale in (1.0, 2.0, 0.3)]).eval()
     smaller.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     assert torch.equal(smaller(x), net(x))
+
+
+@pytest.mark.parametrize("taken_out", [False, True])
+def test_formats_hold_what_is_left(taken_out, tmp_path):
+    """A graph, and a file of weights alone, which is read into the smaller model."""
+    net, (x,) = model(), tokens(1, seed=5)
+    pruner = pruned(net)
+    expected = net(x)
+    if taken_out:
+        pruner.apply_speedup()
+    pruner.export("torch_export", tmp_path / "model.pt2", dummy_input=x)
+    graph = torch.export.load(tmp_path / "model.pt2")
+    assert torch.allclose(graph.module()(x), expected, atol=1e-6)
+    assert len({name.split(".")[1] for name in graph.state_dict if "layers" in name}) == 3
+    pruner.export_model(tmp_path / "model.pth")
+    pruner.export("packed", tmp_path / "packed.pth", dummy_input=x)
+    for name in ("model.pth", "packed.pth"):
+        assert len(torch.load(tmp_path / name, weights_only=True)) == 3 * 4 + 3
+    assert len(net.layers) == (3 if taken_out else 5)
+
+
+def test_the_command_exports_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "blocks_of_tests.py").write_text(
+        "import torch\nfrom engine.testing.networks import residual_stack\n"
+        "def build():\n    torch.manual_seed(0)\n    return residual_stack()[0]\n"
+        "def batches():\n    return [torch.ones(2, 8)]\n"
+    )
+    (tmp_path / "job.yaml").write_text(
+        "compressor: depth\nconfig_list: [{op_types: [default], sparsity: 0.5}]\n"
+        "batches: blocks_of_tests:batches\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = __import__("blocks_of_tests").build()
+    pruner = engine.create_compressor(net, "job.yaml")
+    pruner.compress()
+    torch.save({"model": net.state_dict(), "compressor": pruner.state_dict()}, "point.pt")
+    command = ["export", "job.yaml", "--model", "blocks_of_tests:build", "--checkpoint", "point.pt"]
+    assert cli.main([*command, "--output", "small.pth"]) == 0, capsys.readouterr().err
+    assert len(torch.load("small.pth", weights_only=True)) == 3 * 6 + 4
+    assert cli.main([*command, "--output", "small.pth", "--masks", "masks.pth"]) == 2
+    assert "of which there are no masks" in capsys.readouterr().err
 
 
 def test_trained_it_leaves_removed_blocks_alone():
@@ -371,6 +413,7 @@ def test_models_of_transformers_are_saved_and_loaded(name, tmp_path):
     pruner.apply_speedup()
     assert torch.equal(net(**batches[0]).logits, expected)
     net.save_pretrained(tmp_path)
+    assert "quantization_config" not in net.config.to_dict()
     loaded = type(net).from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(**batches[0]).logits, expected)
     blocks = repeated_blocks(loaded, lambda: loaded(**batches[0]))

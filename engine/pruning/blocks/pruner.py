@@ -41,6 +41,10 @@ class BlockPruner(Compressor):
         self._blocks: dict[nn.Module, Block] = {}
         self._entry_of: dict[nn.Module, int] = {}
         self._frozen: list[nn.Parameter] = []
+        #: The names of what :meth:`apply_speedup` took out.
+        self.speedup_report: list[str] | None = None
+        #: Of masks, which there are none of.
+        self.asked: dict[int, float] = {}
         super().__init__(*args, **kwargs)
         self.set_wrappers_attribute("influence", 0.0)
         self.set_wrappers_attribute("removed", False)
@@ -120,28 +124,41 @@ class BlockPruner(Compressor):
                 )
             super().unwrap(bake=True)
             self._forget_parameters()
+        self.speedup_report = names
         return self.bound_model
 
     def export_model(
         self,
         model_path: PathLike,
+        mask_path: PathLike | None = None,
         onnx_path: PathLike | None = None,
         input_shape: list[int] | tuple[int, ...] | None = None,
         device: str | torch.device | None = None,
         *,
+        speedup: bool = False,
         folder_name: PathLike | None = None,
+        dummy_input: Any = None,
         dynamic_axes: Any = None,
         opset_version: int | None = None,
         compare: str = "error",
     ) -> None:
         """Write the ``state_dict`` of the model without the removed blocks, and its ONNX.
 
-        The model itself stays as it is. Arguments are those of ``Pruner.export_model``.
+        Arguments are those of ``Pruner.export_model``; the model itself stays as it is, unless
+        ``speedup`` is to take the blocks out of it, too.
 
         Raises:
+            EngineError: ``mask_path`` is given: blocks have no masks.
             ExportError: a file cannot be written or the model cannot be exported.
             EngineError: a model whose config cannot say what is left.
         """
+        if mask_path is not None:
+            raise EngineError(
+                f"{describe(self)} removes whole blocks, of which there are no masks\n"
+                "  leave the masks' file out; removed_blocks() names them"
+            )
+        if speedup and self._stack is not None:
+            self.apply_speedup(dummy_input)
         export = exports()
         model, onnx = export.placed(folder_name, model_path, onnx_path)
         options = export.OnnxOptions(opset_version, dynamic_axes, compare)
@@ -150,13 +167,20 @@ class BlockPruner(Compressor):
     def smaller_copy(self) -> nn.Module:
         """Return a copy of the model without the removed blocks."""
         copied = copy.deepcopy(self.bound_model)
-        names = self.removed_blocks()
+        names = [] if self._stack is None else self.removed_blocks()
         for name in names:
             copied.get_submodule(name).__dict__.pop("forward", None)
         with without_blocks(copied, names):
             return copied
 
+    def model_to_export(self) -> nn.Module:
+        """Return a copy without the removed blocks: formats know nothing of passing by."""
+        return self.smaller_copy()
+
     # -- inside --------------------------------------------------------------------------------
+
+    def _finishing(self) -> None:
+        """Be told that the model is about to be exported."""
 
     def _measure(self) -> None:
         stack = self._stack
