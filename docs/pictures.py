@@ -48,7 +48,7 @@ def life_cycle():
 
 
 PROVIDERS = (
-    *("sparsity", "calc_mask", "calibrate_layer", "quant_backward"),
+    *("sparsity", "calc_mask", "calibrate_layer", "score_block", "quant_backward"),
     *("quantize_input", "quantize_weight", "quantize_output"),
 )
 

@@ -19,6 +19,7 @@ from engine.api_version import API_VERSION as API_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from torch import Tensor, nn
 
@@ -94,6 +95,17 @@ class HookSpecs:
         quantizer, which stands from then on. *Since 1.1.*
         """
 
+    @hookspec(firstresult=True)
+    def score_block(self, wrapper: Wrapper, before: Tensor, after: Tensor) -> Tensor:
+        """Return how much a block does to each token, shape (tokens,). Provider.
+
+        For algorithms that remove whole blocks (``engine.pruning.BlockPruner``), in place of masks.
+        Called by ``compress()`` for each block and batch, under ``torch.no_grad()``, on the dense
+        model. ``before`` is what the block gets and ``after`` what it puts out: (tokens, features),
+        float32 or wider, without padding; of images each place is a token. The blocks of least
+        mean are removed. *Since 1.1.*
+        """
+
     @hookspec
     def masks_updated(self, compressor: Compressor) -> None:
         """New masks are in place and applied to the weights. Observer.
@@ -126,6 +138,20 @@ class HookSpecs:
         """Return the fake-quantized output of a layer. Provider.
 
         Called in every forward, once for each floating-point tensor that the layer returns.
+        """
+
+    # -- each forward pass of the model in training --------------------------------------------
+
+    @hookspec
+    def extra_loss(
+        self, compressor: Compressor, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        """Return what is added to the loss of this forward pass: one number. Observer.
+
+        Called after each forward of the model in training mode with gradients enabled, with what
+        the model was called with and what it put out. ``compressor.loss(loss)`` adds what all
+        plugins return; a model that puts out its own ``loss`` has it added there. None: nothing.
+        *Since 1.1.*
         """
 
     # -- each backward pass of a quantized layer -----------------------------------------------

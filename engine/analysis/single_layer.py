@@ -122,6 +122,10 @@ def _algorithm(prune_type: str | type[Pruner]) -> tuple[type[Pruner], str]:
             raise EngineError(
                 f'prune_type: "{prune_type}" is a {plugin.label}\n  allowed: {_pruners()}'
             )
+        if plugin.finds_sparsity:
+            raise EngineError(
+                f'prune_type: "{prune_type}" finds its sparsity itself\n  allowed: {_pruners()}'
+            )
         found = plugin.load()
     if not issubclass(found, Pruner):
         raise EngineError(f"prune_type: {found.__name__} is no pruner\n  allowed: {_pruners()}")
@@ -130,4 +134,5 @@ def _algorithm(prune_type: str | type[Pruner]) -> tuple[type[Pruner], str]:
 
 def _pruners() -> str:
     usable = [p for p in registry.algorithms() if p.status == "ok" and p.kind == "pruning"]
-    return ", ".join(plugin.name for plugin in usable if plugin.role == "provider")
+    asked = [p for p in usable if p.role == "provider" and not p.finds_sparsity]
+    return ", ".join(plugin.name for plugin in asked)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.attach import checkpoint
+from engine.attach.added_loss import AddedLoss
 from engine.attach.changes import Changes
 from engine.attach.collectors import ActivationCollectors
 from engine.attach.configured import Configured
@@ -85,6 +86,7 @@ class Compressor(Configured):
         self._hooks: OptimizerHooks | None = None
         self._stack: Stack | None = None
         self._learned: LearnedParameters | None = None
+        self._added_loss: AddedLoss | None = None
         self._collectors = ActivationCollectors()
         self._telling: set[str] = set()
         #: By layer, what a person must know of how it was calibrated; "" for nothing.
@@ -136,6 +138,8 @@ class Compressor(Configured):
             self.unwrap()
             raise
         self._tell_step = stack.resolve("step")
+        if ask := stack.resolve("extra_loss"):
+            self._added_loss = AddedLoss(self.bound_model, ask, self, describe(self))
         learned = LearnedParameters(self.bound_model, self.wrappers)
         self._learned = learned if learned else None
         self._hooks = OptimizerHooks(
@@ -161,6 +165,9 @@ class Compressor(Configured):
             if part is not self:
                 part.unwrap(bake=bake)
         self._collectors.clear()
+        if self._added_loss is not None:
+            self._added_loss.remove()
+            self._added_loss = None
         if self._hooks is not None:
             if self._learned is not None and self._hooks.optimizer is not None:
                 self._learned.leave(self._hooks.optimizer)
@@ -211,6 +218,19 @@ class Compressor(Configured):
             self._weights_replaced()
         else:
             self._after_step()
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """Return ``loss`` with what extensions such as ``distillation`` add to it.
+
+        Always allowed: without such an extension it is ``loss`` itself. Call it once for each loss,
+        before it is scaled or divided, and then ``backward()`` what it returns. Where the model
+        puts out a loss of its own they are in that already, and nothing is added twice.
+
+        Args:
+            loss: of the forward passes since the last call.
+        """
+        added = self.host._added_loss
+        return loss if added is None else added.total(loss)
 
     @torch.no_grad()
     def change(self, tensor: Tensor, value: Tensor) -> None:
@@ -330,6 +350,7 @@ class Compressor(Configured):
             "plugin": None,  # it knows the registry, and with it every other plugin
             "_hooks": None,
             "_stack": None,
+            "_added_loss": None,
             "_learned": None,
             "_forgotten": None,
             "_collectors": ActivationCollectors(),
@@ -340,6 +361,10 @@ class Compressor(Configured):
         return {**self.__dict__, **gone, "extensions": (), "_tell_step": None}
 
     # -- for subclasses inside the engine ------------------------------------------------------
+
+    def model_to_export(self) -> nn.Module:
+        """Return what an export writes: the model, or a copy of which something was removed."""
+        return self.bound_model
 
     def _own_extensions(self) -> Iterable[object]:
         """Return the extensions that the algorithm's own arguments ask for."""
@@ -381,6 +406,8 @@ class Compressor(Configured):
             refuse_unusable(self.wrappers, describe(self))
             self._looked_at_parameters = True
         self._changes.clear()
+        if self._added_loss is not None:
+            self._added_loss.stepped()
         if self._learned is not None:
             self._learned.clear_gradients()
         try:

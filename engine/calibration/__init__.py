@@ -4,7 +4,7 @@ from engine.calibration.inputs import LayerInputs, Scaling
 from engine.calibration.n_m import n_m_mask, pattern_of
 from engine.calibration.patches import has_rows
 from engine.calibration.result import LayerResult
-from engine.calibration.sweep import Choose, Swept, best_sweep, squared_error, sweep
+from engine.calibration.sweep import Choose, Swept, best_damped, best_sweep, squared_error, sweep
 from engine.calibration.walk import Calibrated, walk
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "LayerResult",
     "Scaling",
     "Swept",
+    "best_damped",
     "best_sweep",
     "has_rows",
     "n_m_mask",

@@ -104,7 +104,7 @@ class Source:
                 for hook in hooks:
                     hook.remove()
             for value in found:
-                yield _Seen(number, value, _tokens(value, padding))
+                yield _Seen(number, value, real_tokens(value, padding))
 
     def rows(self, part: str) -> Iterator[tuple[Tensor, str]]:
         """Yield rows, (n, columns) or (groups, n, columns), and the part that they are of."""
@@ -440,7 +440,7 @@ def _over_processes(
     return (white.expand(groups, *white.shape) if groups > 1 else white), 0
 
 
-def _tokens(value: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
+def real_tokens(value: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
     """Return which tokens of a layer's input are no padding, flat; None where nobody says so."""
     for mask in masks:
         if value.dim() > 2 and value.shape[:-1] == mask.shape:

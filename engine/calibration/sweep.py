@@ -246,13 +246,36 @@ def best_sweep(
         ]
         return torch.stack(made).view(*weight.shape[:-2], -1, weight.shape[-1])
 
+    return best_damped(inputs, plain, swept, dampings=dampings)
+
+
+def best_damped(
+    inputs: LayerInputs,
+    plain: Callable[[Tensor], Tensor],
+    made: Callable[[Tensor, float], Tensor],
+    *,
+    dampings: Sequence[float],
+) -> Swept:
+    """Return what ``made`` makes with the damping that suits inputs kept apart best, of all inputs.
+
+    Where none is better there than the plain method, that is what becomes of the layer.
+
+    Args:
+        inputs: the layer's.
+        plain: what the method without second order makes of the weight, as
+            :meth:`LayerInputs.weight`.
+        made: what becomes of the weight, given :meth:`LayerInputs.gram` and a damping.
+        dampings: what is tried, in this order, each relative to the mean of the diagonal. One alone
+            is taken as it is.
+    """
+    weight = inputs.weight()
     if len(dampings) > 1:
         fitted, apart = inputs.fitted.gram(), inputs.apart.gram()
     if len(dampings) == 1 or not inputs.apart.samples or not inputs.fitted.samples:
         gram = inputs.gram()
         whole = squared_error(weight, gram) or 1.0
         error_of_plain = squared_error(plain(weight).sub_(weight), gram) / whole
-        value = swept(gram, dampings[0])
+        value = made(gram, dampings[0])
         error = squared_error(weight.sub_(value), gram) / whole
         return Swept(value, dampings[0], error, error_of_plain)
     whole = squared_error(weight, apart) or 1.0
@@ -260,11 +283,11 @@ def best_sweep(
     error_of_plain = squared_error(easy - weight, apart) / whole
     found = {}
     for damping in dampings:
-        value = swept(fitted, damping)
+        value = made(fitted, damping)
         found[damping] = squared_error(value - weight, apart) / whole
         if len(found) > 1 and found[damping] > min(found.values()):
             break  # dampings are tried in order, and the error has one valley
     best = min(found, key=lambda damping: found[damping])
     if found[best] >= error_of_plain:
         return Swept(easy, None, error_of_plain, error_of_plain)
-    return Swept(swept(inputs.gram(), best), best, found[best], error_of_plain)
+    return Swept(made(inputs.gram(), best), best, found[best], error_of_plain)

@@ -105,6 +105,8 @@ def _head(plugin: Plugin) -> str:
         ("class", plugin.value),
         ("distribution", plugin.origin),
         ("status", plugin.status),
+        ("sparsity", "an outcome: it is asked for none" if plugin.finds_sparsity else ""),
+        ("extends", plugin.extends),
         ("paper", ". ".join(str(paper[k]) for k in ("authors", "title", "year") if k in paper)),
         ("", where),
         ("also called", ", ".join(plugin.aliases)),

@@ -54,6 +54,10 @@ def choose(
     if base is not None and base.role != "provider":
         message = f"{base.name} is a {base.role} itself"
         found.append(Found(place, message, f"{owner} needs: an algorithm that is none"))
+    elif base is not None and base.finds_sparsity:
+        message = f"{base.name} finds its sparsity itself"
+        allowed = f"{owner} needs: a pruner that can be asked for one; use {base.name} alone"
+        found.append(Found(place, message, allowed))
     elif base is not None and plugin is not None and base.kind != plugin.kind:
         message = f"{base.name} is a {base.kind} algorithm"
         found.append(Found(place, message, f"{owner} needs: a {plugin.kind} algorithm"))

@@ -3,6 +3,7 @@
 from engine.export.calibration_file import load_calibration
 from engine.export.compressed import (
     explained_by_integers,
+    export_blocks,
     export_integers,
     export_pruned,
     export_quantized,
@@ -42,6 +43,7 @@ __all__ = [
     "config_of",
     "explained_by_inputs",
     "explained_by_integers",
+    "export_blocks",
     "export_integers",
     "export_onnx",
     "export_pruned",

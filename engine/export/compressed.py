@@ -32,6 +32,7 @@ from engine.user_code.batches import batches_in
 
 if TYPE_CHECKING:
     from engine.attach.compressor import Compressor
+    from engine.pruning.blocks import BlockPruner
     from engine.pruning.pruner import Pruner
     from engine.quantization.placement import Placement
     from engine.quantization.quantizer import Quantizer
@@ -69,6 +70,24 @@ def export_pruned(
     if mask_path is not None:
         save_tensors(mask_path, masks_of(pruner.wrappers, pruner.companions), read_back=True)
     save_tensors(model_path, state)
+
+
+def export_blocks(
+    pruner: BlockPruner,
+    model_path: PathLike,
+    onnx_path: PathLike | None,
+    input_shape: Sequence[int] | None,
+    device: Any,
+    options: OnnxOptions,
+) -> None:
+    """Write a model without its removed blocks; see ``BlockPruner.export_model``."""
+    _needs_path(model_path)
+    if pruner.speedup_report is None:
+        require_attached(pruner)
+    model = plain_copy(pruner.smaller_copy())
+    if onnx_path is not None:
+        export_onnx(model, onnx_path, onnx_example(pruner, input_shape, device), device, options)
+    save_tensors(model_path, model.state_dict())
 
 
 def export_quantized(

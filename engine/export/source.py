@@ -44,14 +44,15 @@ class Source:
 
     def __init__(self, compressor: Compressor, example: Any = None, compare: str = "error") -> None:
         self.compressor = compressor
-        self.model: nn.Module = compressor.bound_model
+        self.model: nn.Module = compressor.model_to_export()
         self.kind = compressor.kind
         self.compare = compare
         self.has_example = example is not None
         self.example = example
         self.args, self.kwargs = as_call(example) if self.has_example else ((), {})
         self.layers: Mapping[str, SourceLayer] = {
-            wrapper.name: SourceLayer(compressor, wrapper) for wrapper in compressor.wrappers
+            wrapper.name: SourceLayer(compressor, wrapper)
+            for wrapper in (compressor.wrappers if self.model is compressor.bound_model else ())
         }
 
     @property

@@ -1,5 +1,6 @@
 """What pruning algorithms are built from: exact masks, and what a "filter" of each layer is."""
 
+from engine.pruning.blocks import BlockPruner, repeated_blocks
 from engine.pruning.bound import Group, bound_groups
 from engine.pruning.budget import Budget
 from engine.pruning.channels import Channels
@@ -12,6 +13,7 @@ from engine.pruning.structured import FilterPruner
 
 __all__ = [
     "ActivationFilterPruner",
+    "BlockPruner",
     "Budget",
     "Channels",
     "FilterPruner",
@@ -24,6 +26,7 @@ __all__ = [
     "StatisticsFilterPruner",
     "bound_groups",
     "prune_count",
+    "repeated_blocks",
     "smallest_in_rows",
     "smallest_removed",
     "wide",

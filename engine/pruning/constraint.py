@@ -74,6 +74,11 @@ class GroupConstraint:
     @hookimpl
     def preprocess_model(self, compressor: Any, model: nn.Module) -> None:
         """Find the groups, on the dense model."""
+        if getattr(compressor, "finds_sparsity", False):
+            raise PluginError(
+                f"{self.name}: {compressor.plugin_name} finds its sparsity itself, and how many "
+                "channels go together follows from one that is asked\n  leave the extension out"
+            )
         example = self.dummy_input if self.dummy_input is not None else compressor.dummy_input
         if example is None:
             problem = Problem(

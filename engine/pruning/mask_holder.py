@@ -161,8 +161,22 @@ class MaskHolder(Compressor):
         agree_between_processes([masks for _, _, masks in fresh])
         self._refresh_companions()
         self.apply_masks()
+        if fresh and self.finds_sparsity:
+            self._note_sparsity()
         if fresh:
             self._tell("masks_updated", self)
+
+    @property
+    def finds_sparsity(self) -> bool:
+        """Whether the sparsity is an outcome, as ``x-engine.sparsity`` of the schema says."""
+        return self.plugin is not None and self.plugin.finds_sparsity
+
+    def _note_sparsity(self) -> None:
+        """Let ``wrapper.sparsity`` be what masks remove; a device is waited for once."""
+        masks = [(w, mask) for w in self.wrappers if (mask := w.mask("weight")) is not None]
+        shares = [1 - mask.mean(dtype=torch.float32) for _, mask in masks]
+        for (wrapper, _), share in zip(masks, torch.stack(shares).tolist(), strict=True):
+            wrapper.sparsity = share
 
     def apply_masks(self) -> None:
         """Multiply the masks into the parameters, in place, all at once.

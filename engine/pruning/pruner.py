@@ -29,8 +29,11 @@ class Pruner(MaskHolder):
     # -- hooks with a default ------------------------------------------------------------------
 
     def sparsity(self, wrapper: Wrapper, epoch: int) -> float | None:
-        """Return the ``sparsity`` of the layer's entry; see ``HookSpecs.sparsity``."""
-        return float(wrapper.config.get("sparsity", 0.0))
+        """Return the ``sparsity`` of the layer's entry; see ``HookSpecs.sparsity``.
+
+        1 where it is an outcome (``x-engine.sparsity``): nothing limits what is removed.
+        """
+        return float(wrapper.config.get("sparsity", 1.0 if self.finds_sparsity else 0.0))
 
     @placeholder
     def calc_mask(self, *args: Any, **kwargs: Any) -> dict[str, Tensor] | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CHECKS": "engine.testing.suite",
+    "BlocksConformance": "engine.testing.conformance",
     "Check": "engine.testing.outcome",
     "ExporterConformance": "engine.testing.conformance",
     "ExtensionConformance": "engine.testing.conformance",
@@ -34,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "CHECKS",
+    "BlocksConformance",
     "Check",
     "ExporterConformance",
     "ExtensionConformance",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.errors import ConfigError
 from engine.plugins import registry
 from engine.testing.counting import removed, removes_filters, weight_masks
 from engine.testing.outcome import (
@@ -25,18 +26,18 @@ from engine.testing.subject import Subject, make_optimizer, partners
 
 @check(PRUNER)
 def every_schedule_drives_it(subject: Subject) -> str:
-    """Inside each installed schedule it ends at the sparsity that was asked."""
+    """Inside each schedule it ends at the asked sparsity; if that is found, it is refused."""
+    use = _refuse if subject.plugin.finds_sparsity else _drive
     return _with_each(
-        partners("pruning", "schedule"), "schedule", lambda schedule: _drive(schedule, subject)
+        partners("pruning", "schedule"), "schedule", lambda schedule: use(schedule, subject)
     )
 
 
 @check(SCHEDULE)
 def it_drives_every_pruner(subject: Subject) -> str:
-    """Around each installed pruner it ends at the sparsity that was asked."""
-    return _with_each(
-        partners("pruning", "provider"), "pruner", lambda pruner: _drive(subject, pruner)
-    )
+    """Around each pruner that can be asked it ends at the sparsity that was asked."""
+    asked = (each for each in partners("pruning", "provider") if not each.plugin.finds_sparsity)
+    return _with_each(asked, "pruner", lambda pruner: _drive(subject, pruner))
 
 
 @check(SCHEDULE)
@@ -58,7 +59,9 @@ def sparsity_never_falls(subject: Subject) -> str:
 
 @check(PRUNER, SCHEDULE)
 def it_composes_with_constraints(subject: Subject) -> str:
-    """Under each installed constraint every layer has masks, and the model trains on."""
+    """Under each constraint of the engine's every layer has masks, and the model trains on."""
+    if subject.plugin.finds_sparsity:
+        raise CheckSkippedError("its sparsity is an outcome: it is asked for none")
     if not removes_filters(subject.at_rest(subject.model())):
         raise CheckSkippedError("its masks remove single weights, not filters")
 
@@ -70,14 +73,15 @@ def it_composes_with_constraints(subject: Subject) -> str:
     constraints = (
         Subject(plugin)
         for plugin in registry.extensions()
-        if plugin.status == "ok" and (plugin.kind, plugin.role) == ("pruning", "constraint")
+        if plugin.comes_from(registry.OWN_DISTRIBUTION)
+        and (plugin.status, plugin.kind, plugin.role) == ("ok", "pruning", "constraint")
     )
     return _with_each(constraints, "constraint", constrained)
 
 
 @check(PRUNER, SCHEDULE)
 def it_composes_with_quantizers(subject: Subject) -> str:
-    """With each installed quantizer, in either order, removed weights are exactly zero."""
+    """With each quantizer of the engine's, in either order, removed weights are exactly zero."""
     return _with_each(
         partners("quantization", "provider"), "quantizer", lambda other: _both(subject, other)
     )
@@ -85,7 +89,7 @@ def it_composes_with_quantizers(subject: Subject) -> str:
 
 @check(QUANTIZER)
 def it_composes_with_pruners(subject: Subject) -> str:
-    """With each installed pruner, in either order, removed weights are exactly zero."""
+    """With each pruner of the engine's, in either order, removed weights are exactly zero."""
     return _with_each(
         partners("pruning", "provider"), "pruner", lambda other: _both(other, subject)
     )
@@ -94,6 +98,16 @@ def it_composes_with_pruners(subject: Subject) -> str:
 def _drive(schedule: Subject, pruner: Subject) -> None:
     found = removed(schedule.at_rest(pruner.model(), base=pruner.plugin))
     require(found.is_about(0.5), f"{found} are removed in the end, a fraction of 0.5 was asked")
+
+
+def _refuse(schedule: Subject, pruner: Subject) -> None:
+    try:
+        schedule.attach(pruner.model(), base=pruner.plugin)
+    except ConfigError as refused:
+        named = pruner.plugin.name in str(refused)
+        require(named, f"it is refused, and not named: {refused}")
+    else:
+        raise CheckFailedError("it is taken, though nobody can ask it for a sparsity")
 
 
 def _both(pruner: Subject, quantizer: Subject) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from engine.errors import PluginError
 from engine.testing.outcome import (
     BAD,
+    BLOCKS,
     CHECKS,
     EXPECTED,
     EXPORTER,
@@ -117,6 +118,12 @@ class SearchConformance(Conformance):
     """What everything must pass that searches for each layer's sparsity."""
 
     roles = (SEARCH,)
+
+
+class BlocksConformance(Conformance):
+    """What everything must pass that removes whole blocks."""
+
+    roles = (BLOCKS,)
 
 
 class ExporterConformance(Conformance):

@@ -13,7 +13,8 @@ from engine.config.choose import choose
 from engine.config.describe import types
 from engine.errors import nearest
 from engine.export.expressible import EXPRESSES
-from engine.plugins.registry import ALGORITHMS, EXPORTERS
+from engine.plugins import registry
+from engine.plugins.registry import ALGORITHMS, EXPORTERS, OWN_DISTRIBUTION
 from engine.plugins.registry.scan import normalised
 from engine.testing.outcome import CHECKS, CheckSkippedError, check, require
 from engine.testing.settings import extension_arguments, hints_of, settings_for
@@ -40,10 +41,17 @@ _DATA = ("default", "examples", "enum", "const", "required", "dependentRequired"
 
 
 @check(runs_code=False)
-def it_is_usable(subject: Subject) -> None:
-    """It is listed as ok: its entry point, schema and API version are in order."""
+def it_is_usable(subject: Subject) -> str:
+    """Its entry point, schema and API version are in order."""
     plugin = subject.plugin
+    built_in = any(
+        other.name == plugin.name and other.comes_from(OWN_DISTRIBUTION)
+        for other in registry.in_group(plugin.group)
+    )
+    if plugin.status == "clash" and not built_in:  # with a neighbour: no fault of its own
+        return f"here its name clashes: {plugin.reason}"
     require(plugin.status == "ok", f"{plugin.status}: {plugin.reason}")
+    return ""
 
 
 @check(runs_code=False)
@@ -91,6 +99,10 @@ def the_schema_is_complete(subject: Subject) -> None:
         )
         owned = {k: v for k, v in shape.entry["properties"].items() if shape.owners.get(k)}
         settings |= {k: v for k, v in owned.items() if shape.owners[k] == plugin.name}
+        require(
+            not (plugin.finds_sparsity and "sparsity" in owned),
+            'x-engine.sparsity is "outcome", and an entry has a setting "sparsity"',
+        )
         require(shape.entry["x-entry"]["closed"], "an entry allows any setting: misspelt ones pass")
     if plugin.group == EXPORTERS:
         require(plugin.endings, "x-engine.endings names no endings of files")

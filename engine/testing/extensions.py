@@ -19,6 +19,7 @@ from engine.testing.outcome import (
     CONSTRAINT,
     EXTENSION_ROLES,
     SEARCH,
+    TRAINING,
     WATCHER,
     CheckFailedError,
     CheckSkippedError,
@@ -60,6 +61,24 @@ def watching_changes_nothing(subject: Subject) -> None:
                 torch.equal(value, values_of(watched)[name]),
                 f"{name} is trained otherwise under {other.plugin.name}",
             )
+
+
+@check(TRAINING)
+def its_loss_counts_in_training_alone(subject: Subject) -> None:
+    """Training ends otherwise than without it, and evaluation adds nothing to a loss."""
+    other = next(_in_scratch(_without_searches(subject)))
+    plain, changed = other.model(), other.model()
+    other.at_rest(plain)
+    compressor = other.at_rest(changed, extensions=[subject.extension()])
+    require(
+        any(not torch.equal(v, values_of(changed)[k]) for k, v in values_of(plain).items()),
+        f"{other.plugin.name} trains as it does without it",
+    )
+    loss = torch.zeros(())
+    with torch.no_grad():
+        changed.train()(*other.inputs())
+    changed.eval()(*other.inputs())
+    require(compressor.loss(loss) is loss, "something is added to a loss in evaluation")
 
 
 @check(*EXTENSION_ROLES)
@@ -125,11 +144,13 @@ def speedup_of_its_masks_is_exact(subject: Subject) -> str:
 
 
 def _algorithms(subject: Subject) -> list[Subject]:
-    """Return the usable algorithms of the extension's kind."""
+    """Return the engine's own algorithms of the extension's kind; see ``subject.partners``."""
     return [
         Subject(plugin)
         for plugin in registry.algorithms()
-        if plugin.status == "ok" and subject.plugin.kind in (plugin.kind, "any")
+        if plugin.status == "ok"
+        and plugin.comes_from(registry.OWN_DISTRIBUTION)
+        and subject.plugin.kind in (plugin.kind, "any")
     ]
 
 

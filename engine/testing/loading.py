@@ -5,11 +5,13 @@ from __future__ import annotations
 from engine.attach.compressor import Compressor
 from engine.export.exporter import Exporter
 from engine.plugins.stack import Stack
+from engine.pruning.blocks import BlockPruner
 from engine.pruning.pruner import Pruner
 from engine.pruning.schedule import Schedule
 from engine.quantization.quantizer import Quantizer
 from engine.testing.apart import ask
 from engine.testing.outcome import (
+    BLOCKS,
     EXPORTER,
     EXTENSION_ROLES,
     PRUNER,
@@ -27,6 +29,7 @@ _BASES: dict[str, type[Compressor]] = {
     QUANTIZER: Quantizer,
     SCHEDULE: Pruner,
     SEARCH: Pruner,
+    BLOCKS: BlockPruner,
 }
 #: An import may cost this share of importing torch itself.
 _SHARE = 0.1

@@ -92,7 +92,10 @@ def masks_fit_their_weights(subject: Subject) -> None:
 
 @check(PRUNER)
 def removes_what_was_asked(subject: Subject) -> None:
-    """What is removed is the asked fraction, a unit of each layer up or down."""
+    """What is removed is the asked fraction, a unit up or down; or, where it is found, is told."""
+    if subject.plugin.finds_sparsity:
+        _require_told(subject.at_rest(subject.model()))
+        return
     for sparsity in (0.25, 0.5, 0.75):
         _require_removed(subject.at_rest(subject.model(), sparsity=sparsity), sparsity)
 
@@ -100,6 +103,7 @@ def removes_what_was_asked(subject: Subject) -> None:
 @check(PRUNER)
 def zero_sparsity_removes_nothing(subject: Subject) -> None:
     """A sparsity of 0 leaves every weight where it is."""
+    _skip_found(subject)
     model, twin = subject.model(), subject.model()
     subject.attach(model, sparsity=0.0)
     for name, value in twin.state_dict().items():
@@ -111,6 +115,7 @@ def zero_sparsity_removes_nothing(subject: Subject) -> None:
 @check(PRUNER)
 def full_sparsity_is_survived(subject: Subject) -> str:
     """A sparsity of 1 removes all but at most one unit of each layer, and outputs stay finite."""
+    _skip_found(subject)
     model = subject.model()
     compressor = subject.at_rest(model, extensions=[_Asks(1.0)])
     found = removed(compressor)
@@ -123,6 +128,7 @@ def full_sparsity_is_survived(subject: Subject) -> str:
 @check(PRUNER)
 def ties_do_not_overshoot(subject: Subject) -> None:
     """Where all weights are equal, not more and not less is removed than was asked."""
+    _skip_found(subject)
     model = subject.model()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -154,7 +160,8 @@ def half_precision_is_survived(subject: Subject) -> None:
         compressor = subject.at_rest(model)
         for name, mask in weight_masks(compressor).items():
             require(mask.dtype == dtype, f'the mask of layer "{name}" is {mask.dtype}')
-        if subject.role != SEARCH:  # which is asked for a fraction of the whole, not of each layer
+        # A search is asked for a fraction of the whole, not of each layer.
+        if subject.role != SEARCH and not subject.plugin.finds_sparsity:
             _require_removed(compressor, 0.5, f" in {dtype}")
         with torch.no_grad():
             output = model(*subject.inputs(like=model))
@@ -202,6 +209,24 @@ def gradients_reach_what_is_kept(subject: Subject) -> None:
         assert gradient is not None
         if bool((mask != 0).any()):
             require(gradient[mask != 0].any(), f'no gradient reaches layer "{wrapper.name}"')
+
+
+def _skip_found(subject: Subject) -> None:
+    if subject.plugin.finds_sparsity:
+        raise CheckSkippedError("its sparsity is an outcome: it is asked for none")
+
+
+def _require_told(compressor: Compressor) -> None:
+    """Require that something is removed, and that wrappers say how much."""
+    require(removed(compressor).units > 0, "nothing is removed")
+    for wrapper in compressor.get_modules_wrapper():
+        mask = wrapper.mask("weight")
+        assert mask is not None
+        share = float((mask == 0).float().mean())
+        require(
+            wrapper.sparsity is not None and abs(wrapper.sparsity - share) < 1e-4,
+            f'layer "{wrapper.name}" says {wrapper.sparsity}, its mask removes {share}',
+        )
 
 
 def _require_removed(compressor: Compressor, sparsity: float, where: str = "") -> None:

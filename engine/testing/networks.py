@@ -47,6 +47,27 @@ def residual_net(channels: int = 8) -> ResidualNet:
     return model
 
 
+class ResidualBlock(nn.Module):
+    """A norm and two linear layers, added to what comes in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., width)."""
+        changed: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
+        return changed
+
+
+def residual_stack(width: int = 16, depth: int = 6) -> tuple[nn.Sequential, Tensor]:
+    """Return residual blocks between two linear layers, and an example input."""
+    blocks = [ResidualBlock(width) for _ in range(depth)]
+    model = nn.Sequential(nn.Linear(8, width), nn.Sequential(*blocks), nn.Linear(width, 4))
+    return model, torch.randn(8, 8)
+
+
 def perceptron(width: int = 64, depth: int = 3) -> nn.Sequential:
     """Return linear layers with ReLU in between: where a step costs least, and cost shows most."""
     layers: list[nn.Module] = []

@@ -224,14 +224,20 @@ class Subject:
             for batch in range(batches):
                 model = compressor.bound_model
                 run = model if forward is None else forward  # a compiled one has no truth value
-                self._step(run, model, optimizer, 1000 * number + batch)
+                self._step(run, model, optimizer, 1000 * number + batch, compressor)
 
     def _step(
-        self, forward: Callable[..., Any], model: nn.Module, optimizer: Optimizer, place: int
+        self,
+        forward: Callable[..., Any],
+        model: nn.Module,
+        optimizer: Optimizer,
+        place: int,
+        compressor: Compressor | None = None,
     ) -> None:
         torch.manual_seed(place)
         optimizer.zero_grad()
-        loss_of(forward(*self.inputs(place, model))).backward()
+        loss = loss_of(forward(*self.inputs(place, model)))
+        (loss if compressor is None else compressor.loss(loss)).backward()
         optimizer.step()
 
     def at_rest(
@@ -285,7 +291,11 @@ def loss_of(output: Tensor) -> Tensor:
 
 
 def partners(kind: str, role: str) -> Iterator[Subject]:
-    """Yield the usable algorithms of a kind and role that are installed, to compose with."""
+    """Yield the engine's own algorithms of a kind and role, to compose with.
+
+    Not what else is installed: a fault of a neighbour's would be this plugin's verdict.
+    """
     for plugin in registry.algorithms():
-        if plugin.status == "ok" and (plugin.kind, plugin.role) == (kind, role):
+        own = plugin.status == "ok" and plugin.comes_from(registry.OWN_DISTRIBUTION)
+        if own and (plugin.kind, plugin.role) == (kind, role):
             yield Subject(plugin)

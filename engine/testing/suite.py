@@ -17,6 +17,7 @@ _MODULES = (
     "description",
     "loading",
     "masks",
+    "blocks",
     "quantized",
     "lifecycle",
     "searching",

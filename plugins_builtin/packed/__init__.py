@@ -47,10 +47,9 @@ class PackedExporter(Exporter):
             save_compressed(source.model, path)
         elif path.suffix == _SAFE:
             write_safetensors(path, source.shapes(), source.tensors(), {"format": "pt"})
-        elif isinstance(compressor, Pruner) and compressor.speedup_report is not None:
+        elif not isinstance(compressor, Pruner) or compressor.speedup_report is not None:
             save_tensors(path, source.model.state_dict())
         else:
-            assert isinstance(compressor, Pruner)
             export_pruned(compressor, path, None, None, None, None, OnnxOptions())
 
     def read(self, path: Path, source: Source) -> Callable[..., Any]:

@@ -17,6 +17,11 @@ CONFIGS = {
         "config_list": [{"op_types": ["Linear"], "quant_types": ["weight"], "quant_bits": 4}],
         "damping": [0.1],
     },
+    "ada_round": {
+        "config_list": [{"op_types": ["Linear"], "quant_types": ["weight"], "quant_bits": 4}],
+        "damping": [0.1],
+        "iterations": 50,
+    },
 }
 
 

@@ -22,7 +22,10 @@ GROUPS = {"quant_types": ["weight"], "quant_bits": 4, "quant_group_size": 16, **
 QUANTIZERS = {
     name: {"config_list": [{**GROUPS, "quant_scheme": f"per_group_{kind}"}]}
     for name, kind in (("gptq", "symmetric"), ("awq", "affine"))
-} | {"smooth_quant": {"config_list": [{**LINEAR, "quant_types": ["weight"], "quant_bits": 8}]}}
+} | {
+    "smooth_quant": {"config_list": [{**LINEAR, "quant_types": ["weight"], "quant_bits": 8}]},
+    "ada_round": {"config_list": [{**GROUPS}], "iterations": 20, "damping": [0.1]},
+}
 EVERY = {**PRUNERS, **QUANTIZERS}
 
 

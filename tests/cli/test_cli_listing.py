@@ -6,12 +6,14 @@ TABLE = """\
 NAME                         KIND       STATUS  DISTRIBUTION  VERSION  SUMMARY
 activation_apoz_rank_filter  pruner     ok      engine        0.1.0    Channels most often zero
 activation_mean_rank_filter  pruner     ok      engine        0.1.0    Channels of smallest output
+ada_round                    quantizer  ok      engine        0.1.0    Rounding learned by layer
 admm                         search     ok      engine        0.1.0    Training towards sparsity
 agp                          schedule   ok      engine        0.1.0    Gradual cubic sparsity (2017)
 amc                          search     ok      engine        0.1.0    An agent picks sparsities
 auto_compress                search     ok      engine        0.1.0    Annealing and ADMM in rounds
 awq                          quantizer  ok      engine        0.1.0    Activation-aware scales
 bnn                          quantizer  ok      engine        0.1.0    Weights and outputs by sign
+depth                        blocks     ok      engine        0.1.0    Whole blocks, by influence
 dorefa                       quantizer  ok      engine        0.1.0    Low-bit weights and gradients
 fpgm                         pruner     ok      engine        0.1.0    Channels nearest the median
 gptq                         quantizer  ok      engine        0.1.0    Second order rounding
@@ -70,6 +72,7 @@ def test_extensions_have_a_table_of_their_own(run, site):
         "bars",
         "channel_rounding",
         "dependency_aware",
+        "distillation",
         "global_ranking",
         "log",
         "n_m",

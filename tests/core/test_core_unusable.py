@@ -24,7 +24,7 @@ ENTRY = {
 NAMES = [
     plugin.name
     for plugin in registry.algorithms()
-    if plugin.comes_from(registry.OWN_DISTRIBUTION) and plugin.role != "search"
+    if plugin.comes_from(registry.OWN_DISTRIBUTION) and plugin.role not in ("search", "blocks")
 ]
 SHARDED = r'the weight of layer "[01]" \(\w+\) is a DTensor \(.+\): fully_shard .+\n  what works: '
 

@@ -24,7 +24,9 @@ def _named(*kinds: str) -> list[Any]:
 
 
 ALGORITHMS = _named("pruning", "quantization")
-PRUNERS = _named("pruning")
+PRUNERS = [
+    each for each in _named("pruning") if registry.find(str(each.values[0])).role != "blocks"
+]
 QUANTIZERS = _named("quantization")
 
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ from runs import (
     ALGORITHMS,
     CPU,
     PRUNERS,
+    QUANTIZERS,
     assert_alike,
     assert_masked,
     assert_on,
@@ -56,7 +57,7 @@ def test_a_model_of_half_precision_trains(
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [*PRUNERS, *QUANTIZERS])
 def test_channels_last_stays_and_changes_nothing(name: str, device: torch.device) -> None:
     of = subject(name)
     _, wanted, _ = at_rest(of, device, standing)

@@ -72,7 +72,7 @@ def test_listing_does_not_import_the_plugin_nor_the_packages_above_it(site):
         (
             with_facts(role="boss"),
             "broken",
-            'x-engine.role is "boss"; it is one of provider, schedule, search',
+            'x-engine.role is "boss"; it is one of provider, schedule, search, blocks',
         ),
         (
             with_facts(role="schedule"),

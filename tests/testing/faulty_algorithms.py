@@ -5,7 +5,7 @@ import random
 import torch
 
 from engine import EngineError, Pruner, Quantizer, Schedule, hookimpl
-from engine.pruning import FilterPruner, prune_count, smallest_removed
+from engine.pruning import BlockPruner, FilterPruner, prune_count, smallest_removed
 
 
 class Sound(Pruner):
@@ -328,6 +328,27 @@ class AsksTooLate(FindsNothing):
         return model
 
 
+class ChangesItsMind(BlockPruner):
+    times = 0
+
+    def preprocess_model(self):
+        ChangesItsMind.times += 1
+
+    def score_block(self, wrapper, before):
+        place = float(wrapper.name.rpartition(".")[2])
+        return before.new_full((len(before),), place * (-1) ** self.times)
+
+
+class TakesTheFirstOut(BlockPruner):
+    def score_block(self, before, after):
+        return torch.arange(len(before)) + (after - before).square().mean()
+
+    def apply_speedup(self, dummy_input=None, kwargs=None):
+        model = self.unwrap()
+        del model[1][0]
+        return model
+
+
 class DisturbsTraining:
     @hookimpl
     def step(self):
@@ -337,6 +358,12 @@ class DisturbsTraining:
     @hookimpl
     def preprocess_model(self, compressor):
         self.compressor = compressor
+
+
+class AddsNothing:
+    @hookimpl
+    def extra_loss(self, output):
+        return 0 * output.sum()
 
 
 class FailsWithQuantizers:

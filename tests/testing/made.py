@@ -13,6 +13,7 @@ _EPOCHS = {"description": "How long", "type": "integer", "default": 2, "x-unit":
 _ENTRIES = {
     "pruner": {"sparsity": {"$ref": f"{_SHARED}sparsity"}},
     "search": {"sparsity": {"$ref": f"{_SHARED}sparsity"}},
+    "blocks": {"sparsity": {"$ref": f"{_SHARED}sparsity"}},
     "quantizer": {
         "quant_types": {
             "$ref": f"{_SHARED}quant_types",
@@ -28,6 +29,7 @@ _ENTRIES = {
 _EXAMPLES = {
     "pruner": {"sparsity": 0.5},
     "search": {"sparsity": 0.5},
+    "blocks": {"sparsity": 0.5},
     "quantizer": {"quant_types": ["weight"], "quant_bits": 3},
     "schedule": {"final_sparsity": 0.5},
 }
@@ -56,6 +58,9 @@ def schema_of(role, **check):
         return {**schema, "x-engine": {**facts, "role": role, "kind": "any"}}
     if role == "search":
         facts["runtime_arguments"] = {"evaluator": "says how good a model is"}
+    if role == "blocks":
+        facts.update(role=role, api="1.1", calibration="required")
+        facts["check"] = {"model": "engine.testing.networks:residual_stack", **check}
     if role in ("schedule", "search"):
         facts.update(role=role, base_argument="pruning_algorithm")
         properties["pruning_algorithm"] = {
@@ -86,7 +91,8 @@ def schema_of(role, **check):
 
 def made(site, cls, role, schema=None, code=CODE, **check):
     """Install a class of ``code`` as the plugin ``made``; return it."""
-    groups = {"watcher": "extensions", "constraint": "extensions", "exporter": "exporters"}
+    groups = {"exporter": "exporters"}
+    groups |= dict.fromkeys(("watcher", "constraint", "training"), "extensions")
     group = groups.get(role, "algorithms")
     site.distribution("made-for-tests", **{group: [("made", f"made_for_tests:{cls}")]})
     site.package("made_for_tests", code=code, schema=schema or schema_of(role, **check))

@@ -55,11 +55,18 @@ SEARCHES = {
         "stem.weight has changed before it was refused",
     ),
 }
+BLOCKS = {
+    "as_many_blocks_go_as_were_asked": ("ChangesItsMind", "are removed the second time"),
+    "the_smaller_model_computes_the_same": ("TakesTheFirstOut", "outputs differ from those"),
+}
 WATCHERS = {
     "it_works_with_every_algorithm": ("FailsWithQuantizers", "with .*: masks are expected"),
     "watching_changes_nothing": ("DisturbsTraining", "is trained otherwise under"),
     "nothing_is_left_behind": ("LeavesAnAttribute", "hooks or attributes of .* stay"),
     "copies_do_not_report": ("CannotBeCopied", "TypeError: cannot pickle 'generator' object"),
+}
+TRAINING = {
+    "its_loss_counts_in_training_alone": ("AddsNothing", "trains as it does without it"),
 }
 CONSTRAINTS = {
     "training_with_it_resumes_bit_exactly": ("CountsSteps", "differs after"),
@@ -72,8 +79,10 @@ CASES = [
         ("quantizer", QUANTIZERS),
         ("schedule", SCHEDULES),
         ("search", SEARCHES),
+        ("blocks", BLOCKS),
         ("watcher", WATCHERS),
         ("constraint", CONSTRAINTS),
+        ("training", TRAINING),
     )
     for check, (cls, message) in cases.items()
 ]

@@ -7,6 +7,7 @@ from made import made
 
 from engine.testing import (
     CHECKS,
+    BlocksConformance,
     ExtensionConformance,
     PrunerConformance,
     QuantizerConformance,
@@ -19,7 +20,8 @@ CLASSES = {
     QuantizerConformance: {"quantizer"},
     ScheduleConformance: {"schedule"},
     SearchConformance: {"search"},
-    ExtensionConformance: {"watcher", "constraint"},
+    BlocksConformance: {"blocks"},
+    ExtensionConformance: {"watcher", "constraint", "training"},
 }
 
 

@@ -41,7 +41,7 @@ class Catalog:
             key = (entry.group, entry.distribution, entry.name)
             values = self._twice.setdefault(key, [])
             if not values:
-                self.plugins.append(Plugin(entry, self._judge))
+                self.plugins.append(Plugin(entry, self._judge, self._extended))
             values.append(entry.value)
         self._wanting: dict[tuple[str, str], list[Plugin]] = {}
         for plugin in self.plugins:
@@ -54,6 +54,21 @@ class Catalog:
         """Return the plugins of one entry-point group, sorted by name."""
         own = [plugin for plugin in self.plugins if plugin.group == group]
         return sorted(own, key=lambda plugin: (plugin.name, plugin.distribution))
+
+    def _extended(self, plugin: Plugin, name: str) -> Plugin | None:
+        """Return the plugin that ``plugin`` says its schema builds upon.
+
+        ``distribution:name``, or a name of the plugin's own distribution or of the engine's: what
+        else is installed makes no difference.
+        """
+        distribution, colon, short = name.rpartition(":")
+        homes = [distribution] if colon else [plugin.distribution, OWN_DISTRIBUTION]
+        for home in homes:
+            for other in self._wanting.get((plugin.group, short), []):
+                if other.comes_from(home) and other is not plugin:
+                    return other
+        # Its own name in its own distribution: a circle.
+        return plugin if short == plugin.name and plugin.comes_from(homes[0]) else None
 
     def _blocked(self, plugin: Plugin) -> bool:
         for item in self._block:

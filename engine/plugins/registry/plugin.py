@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.api_version import API_VERSION
 from engine.errors import PluginError
-from engine.plugins.registry import schema_file
+from engine.plugins.registry import extending, schema_file
 from engine.plugins.registry.scan import OWN_DISTRIBUTION, Entry, normalised
 from engine.plugins.registry.schema_file import DRIVING
 
@@ -32,10 +32,16 @@ class Plugin:
         version: the distribution's version.
     """
 
-    def __init__(self, entry: Entry, verdict: Callable[[Plugin], tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        verdict: Callable[[Plugin], tuple[str, str]],
+        parent: Callable[[Plugin, str], Plugin | None],
+    ) -> None:
         self.group, self.name, self.value, self.distribution, self.version = entry
         self.module, _, self.attribute = self.value.partition(":")
         self._decide = verdict
+        self._parent = parent
 
     def __repr__(self) -> str:
         return f"<Plugin {self.qualified_name} {self.version}>"
@@ -78,7 +84,31 @@ class Plugin:
 
     @cached_property
     def _read(self) -> dict[str, Any]:
-        return schema_file.read(self.module)
+        own = schema_file.read(self.module)
+        name = schema_file.extended(own)
+        return own if not name else extending.extended(own, self._lineage(name))
+
+    def _lineage(self, name: str) -> list[dict[str, Any]]:
+        """Return the schemas that this one builds upon, as files have them, the nearest first.
+
+        FaultError where one is missing, or they go round in a circle.
+        """
+        schemas: list[dict[str, Any]] = []
+        known: list[Plugin] = [self]
+        while name:
+            parent = self._parent(known[-1], name)
+            if parent is None:
+                raise schema_file.FaultError(
+                    "broken", f'x-engine.extends names "{name}", which is not installed'
+                )
+            if parent in known:
+                raise schema_file.FaultError(
+                    "broken", f'x-engine.extends "{name}" goes in a circle'
+                )
+            known.append(parent)
+            schemas.append(schema_file.read(parent.module))
+            name = schema_file.extended(schemas[-1])
+        return schemas
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -188,6 +218,16 @@ class Plugin:
     def calibration(self) -> str:
         """Whether the algorithm needs batches: ``"required"``, ``"optional"``, or ``""``."""
         return self._text("calibration")
+
+    @property
+    def extends(self) -> str:
+        """The plugin whose schema this one's builds upon; ``""`` for none."""
+        return self._text("extends")
+
+    @property
+    def finds_sparsity(self) -> bool:
+        """Whether a pruner's sparsity is an outcome, so that nobody can ask it for one."""
+        return self._text("sparsity") == "outcome"
 
     def unusable(self) -> PluginError:
         """Return the error for using this plugin although its status forbids it."""

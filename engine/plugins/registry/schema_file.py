@@ -14,12 +14,14 @@ from engine.plugins.registry.scan import ALGORITHMS, EXPORTERS, EXTENSIONS
 KINDS = ("pruning", "quantization")
 #: An extension may also serve both kinds.
 EXTENSION_KINDS = (*KINDS, "any")
-ROLES = ("provider", "schedule", "search")
+ROLES = ("provider", "schedule", "search", "blocks")
 #: Roles of plugins that drive another algorithm, which ``base_argument`` names.
 DRIVING = ("schedule", "search")
 #: Whether an algorithm needs batches to be calibrated with.
 CALIBRATION = ("required", "optional")
-EXTENSION_ROLES = ("watcher", "constraint")
+#: Whether a pruner is asked for a sparsity, or finds one.
+SPARSITY = ("asked", "outcome")
+EXTENSION_ROLES = ("watcher", "constraint", "training")
 EXPORTER = "exporter"
 #: What ``kind`` and ``role`` may be, the first role being the default.
 _ALLOWED = {
@@ -118,6 +120,15 @@ def read(module: str) -> dict[str, Any]:
     return schema
 
 
+def extended(schema: dict[str, Any]) -> str:
+    """Return what ``x-engine.extends`` names, or ``""``; FaultError where that is no name."""
+    facts = schema.get("x-engine")
+    name = facts.get("extends", "") if isinstance(facts, dict) else ""
+    if not isinstance(name, str):
+        raise _broken("x-engine.extends in schema.json is not text")
+    return name
+
+
 def judge(schema: dict[str, Any], group: str) -> None:
     """Raise a FaultError unless the schema says what the engine must know of a plugin."""
     facts = schema.get("x-engine")
@@ -135,6 +146,10 @@ def judge(schema: dict[str, Any], group: str) -> None:
     _one_of("role", facts.get("role", roles[0]), roles)
     if "calibration" in facts:
         _one_of("calibration", facts["calibration"], CALIBRATION)
+    if "sparsity" in facts:
+        _one_of("sparsity", facts["sparsity"], SPARSITY)
+        if (facts["kind"], facts.get("role", roles[0])) != ("pruning", "provider"):
+            raise _broken("x-engine.sparsity is said of what is no pruner")
     properties = schema.get("properties", {})
     if not isinstance(properties, dict):
         raise _broken('"properties" in schema.json is not a JSON object')
