@@ -107,7 +107,7 @@ class Source:
                 yield _Seen(number, value, real_tokens(value, padding))
 
     def rows(self, part: str) -> Iterator[tuple[Tensor, str]]:
-        """Yield rows, (n, columns) or (groups, n, columns), and the part that they are of."""
+        """Yield rows, (n, columns) or (groups, n, columns), n above 0, and their part."""
         module = self.layers[0].module
         for batch, value, kept in self.seen(self._numbers(part)):
             if not bool(value.isfinite().all()):
@@ -119,6 +119,8 @@ class Source:
             if kept is not None and len(kept) == len(places):
                 places = places[kept]
             for of, own in self._parted(batch, places, part):
+                if not len(own):
+                    continue
                 columns = max(_columns(module), 1)
                 for some in own.split(max(_AT_ONCE // columns, 1)):
                     whole = len(some) == count_places(module, value)
@@ -137,7 +139,10 @@ class Source:
             both = [self._sums[kind, p] for p in ("fitted", "apart") if (kind, p) in self._sums]
             if part == "all" and len(both) == 2:
                 (one, few), (other, more) = both
-                joined = torch.maximum(one, other) if kind == "largest" else one + other
+                if few and more:
+                    joined = torch.maximum(one, other) if kind == "largest" else one + other
+                else:  # what has no rows is white
+                    joined = one if few else other
                 self._sums[kind, part] = joined, few + more
             else:
                 self._add(kind, part)

@@ -101,11 +101,10 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
         ExportError: a weight is not finite, or not on a grid of its bits; the layer is named.
     """
     packed: dict[str, PackedWeight] = {}
-    users = collections.Counter(id(wrapper.weight) for wrapper in wrappers)
+    weighted = [w for w in wrappers if QuantType.WEIGHT in quant_types_of(w)]
+    users = collections.Counter(id(wrapper.weight) for wrapper in weighted)
     shared: dict[int, tuple[Tensor, PackedWeight]] = {}
-    for wrapper in wrappers:
-        if QuantType.WEIGHT not in quant_types_of(wrapper):
-            continue
+    for wrapper in weighted:
         if not is_computed(wrapper.module, Stage.QUANTIZE):
             raise ExportError("call compress() before a quantized model is exported")
         with torch.no_grad(), begun(wrapper), only_looking(wrapper.module):

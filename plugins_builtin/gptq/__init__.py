@@ -29,12 +29,11 @@ class GPTQQuantizer(PostTrainingQuantizer):
     ) -> LayerResult:
         """Return the weight on its grid; the damping is the best on inputs kept apart."""
         grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
-        weight = wrapper.weight.detach().float()
         if inputs.has_rows:
             inputs.fitted.gram()  # its pass tells the square norms that clipping asks for as well
         scale, zero_point = self.clipped_grid(wrapper, inputs, clip=self.clip)
         if not inputs.has_rows:
-            weight = grid.nearest(weight, scale, zero_point)
+            weight = grid.nearest(wrapper.weight.detach().float(), scale, zero_point)
             return LayerResult(None, weight, (scale, zero_point), "were rounded to nearest")
         # By columns, since they are rounded one by one.
         scales, zeros = (inputs.matrix(grid.spread(x)).mT.contiguous() for x in (scale, zero_point))

@@ -340,3 +340,13 @@ def test_a_layer_without_rows_says_so():
     assert not inputs.has_rows
     with pytest.raises(EngineError, match='layer "0" is a Embedding'):
         inputs.gram()
+
+
+@torch.no_grad()
+def test_a_batch_of_fewer_rows_than_parts_has_none_apart():
+    model = nn.Linear(6, 3)
+    for _, inputs in walk(model, wrappers(model), Calibrated([torch.randn(2, 6)])):
+        inputs.fitted.gram()
+        assert (inputs.fitted.samples, inputs.apart.samples) == (2, 0)
+        assert torch.equal(inputs.gram(), inputs.fitted.gram())
+        assert torch.equal(inputs.apart.largest(), torch.ones(6))  # white, as where no batch comes

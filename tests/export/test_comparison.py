@@ -56,7 +56,8 @@ def deep(bits=8, **more):
     return quantized(model.eval(), x, "ptq", bits=bits, **more)
 
 
-@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("batches", [None, [pictures()]])
 def test_deep_networks_of_random_weights_are_no_false_errors(bits, batches, tmp_path):
     quantizer = deep(bits)
@@ -93,7 +94,7 @@ def perceptron(bits=8):
     return quantized(model, torch.randn(8, 2, 12), "ptq", bits=bits, op_types=["Conv1d"])
 
 
-@pytest.mark.parametrize("what", ["bias", "scale"])
+@pytest.mark.parametrize("what", ["bias", pytest.param("scale", marks=pytest.mark.slow)])
 def test_a_broken_file_is_not_written(what, monkeypatch, tmp_path):
     quantizer = perceptron()
     broken(monkeypatch, what)

@@ -106,7 +106,7 @@ def same(one, other):
             assert first == second
 
 
-QUICK = ("agp", "slim", "qat", "lsq")
+QUICK = ("agp", "lsq")
 MARKS = {name: () if name in QUICK else pytest.mark.slow for name in ALGORITHMS}
 
 

@@ -27,7 +27,7 @@ open(f"log/{os.getpid()}.ended", "w").write(repr(x))
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(params=["macos", "windows"])
+@pytest.fixture(params=[pytest.param("macos", marks=pytest.mark.slow), "windows"])
 def system(request: pytest.FixtureRequest) -> str:
     """The system that is imitated."""
     return str(request.param)

@@ -2,7 +2,7 @@
 
 import pytest
 from decoders import decoder
-from models import loaded, saved
+from folders import loaded, saved
 
 from engine.cli import main
 

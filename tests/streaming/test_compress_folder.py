@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from decoders import Decoder, decoder, tokens
-from models import loaded, mixed, saved
+from folders import loaded, mixed, saved
 
 import engine
 from engine.streaming import compress_folder

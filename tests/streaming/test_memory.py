@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 import torch
-from models import saved
+from folders import saved
 from torch import nn
 
 SIZE, DEPTH = 1448, 48  # 48 layers of 8 MB: 400 MB

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from decoders import Decoder, decoder, tokens
-from models import mixed, saved
+from folders import mixed, saved
 from torch import nn
 
 import engine

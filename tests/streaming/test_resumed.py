@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from decoders import Decoder, decoder, tokens
-from models import loaded, saved
+from folders import loaded, saved
 
 import engine
 from engine.files import whole

@@ -282,7 +282,10 @@ def test_a_strangers_plugin_of_the_same_name_is_not_meant(site):
         ("agp", "it_drives_every_pruner", "NeverRemovesAll", "pruner"),
         ("level", "every_schedule_drives_it", "NeverArrives", "schedule"),
         ("level", "it_composes_with_quantizers", "DividesByTheMaximum", "quantizer"),
-        ("log", "it_works_with_every_algorithm", "CannotHalf", "pruner"),
+        pytest.param(
+            *("log", "it_works_with_every_algorithm", "CannotHalf", "pruner"),
+            marks=pytest.mark.slow,
+        ),
         ("fpgm", "it_composes_with_constraints", "MasksNormsOnly", "constraint"),
     ],
 )
