@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engine.attach.computed import Stage, is_computed
 from engine.attach.layout import Layout
-from engine.attach.parametrized import only_looking
+from engine.attach.parametrized import only_looking, source_of
 from engine.attach.wrapper import Wrapper
 from engine.errors import CheckpointError, ExportError
 from engine.export.packed import PackedWeight, pack, to_plain, unpack
@@ -102,9 +102,10 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
     """
     packed: dict[str, PackedWeight] = {}
     weighted = [w for w in wrappers if QuantType.WEIGHT in quant_types_of(w)]
-    users = collections.Counter(id(wrapper.weight) for wrapper in weighted)
+    users = collections.Counter(id(source_of(wrapper.module)) for wrapper in weighted)
     shared: dict[int, tuple[Tensor, PackedWeight]] = {}
     for wrapper in weighted:
+        source = id(source_of(wrapper.module))
         if not is_computed(wrapper.module, Stage.QUANTIZE):
             raise ExportError("call compress() before a quantized model is exported")
         with torch.no_grad(), begun(wrapper), only_looking(wrapper.module):
@@ -118,8 +119,8 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
         try:
             key = f"{wrapper.name}.weight" if wrapper.name else "weight"
             group, bits = _group_of(wrapper, QuantType.WEIGHT), bits_of(wrapper, QuantType.WEIGHT)
-            if id(wrapper.weight) in shared:
-                before, known = shared[id(wrapper.weight)]
+            if source in shared:
+                before, known = shared[source]
                 if known.bits == bits and torch.equal(before, weight):
                     packed[key] = known
                     continue
@@ -131,8 +132,8 @@ def packed_weights(wrappers: Sequence[Wrapper]) -> dict[str, PackedWeight]:
                 int(getattr(wrapper, "weight_qmin", 0)),
                 group,
             )
-            if users[id(wrapper.weight)] > 1:
-                shared[id(wrapper.weight)] = weight, packed[key]
+            if users[source] > 1:
+                shared[source] = weight, packed[key]
         except ExportError as error:
             raise ExportError(f'layer "{wrapper.name}": {error}') from error
     return packed

@@ -111,7 +111,11 @@ def _refuse(settings: Settings, cls: type, extensions: Iterable[object]) -> None
         raise _whole(plugin.name, f"it is a {plugin.role}")
     alone = hasattr(cls, "calibrate_layer") or plugin.calibration or _ALONE in plugin.capabilities
     if not alone:
-        able = [p.name for p in registry.algorithms() if p.calibration or _ALONE in p.capabilities]
+        able = [
+            other.name
+            for other in registry.algorithms()
+            if other.role == "provider" and (other.calibration or _ALONE in other.capabilities)
+        ]
         raise _whole(
             plugin.name,
             f"its schema does not say that it works layer by layer\n  these do: {_listed(able)}",

@@ -45,6 +45,7 @@ def same(one, other):
         ("gptq", GROUPS, {}),
         ("awq", GROUPS, {}),
         ("smooth_quant", GROUPS, {}),
+        ("ada_round", GROUPS, {}),
         ("ptq", GROUPS, {}),
         ("level", PRUNED, {}),
     ],

@@ -130,8 +130,8 @@ def test_weights_that_two_layers_share(tmp_path):
         (
             {"compressor": "slim", "config_list": [{"sparsity": 0.5, "op_types": ["BatchNorm2d"]}]},
             "slim needs the whole model in memory: its schema does not say that it works layer by "
-            "layer\n  these do: awq, fpgm, gptq, l1_filter, l2_filter, level, naive, ptq, "
-            "smooth_quant, sparse_gpt, wanda",
+            "layer\n  these do: ada_round, awq, fpgm, gptq, l1_filter, l2_filter, level, naive, "
+            "ptq, smooth_quant, sparse_gpt, wanda",
         ),
         (
             {"compressor": "l1_filter", "dependency_aware": True},
