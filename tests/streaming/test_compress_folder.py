@@ -45,7 +45,7 @@ def same(one, other):
         ("gptq", GROUPS, {}),
         ("awq", GROUPS, {}),
         ("smooth_quant", GROUPS, {}),
-        ("ada_round", GROUPS, {}),
+        ("ada_round", GROUPS, {"iterations": 20, "damping": [0.1]}),
         ("ptq", GROUPS, {}),
         ("level", PRUNED, {}),
     ],
