@@ -50,7 +50,7 @@ def same(one, other):
         ("level", PRUNED, {}),
     ],
 )
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_is_what_comes_out_in_memory(name, config_list, more, skip, tmp_path):
     model = decoder(depth=4, skip=skip)
     folder = saved(model, tmp_path / "dense")
@@ -79,6 +79,7 @@ def test_parts_that_are_no_blocks_are_written_and_statistics_with_them(tmp_path)
     same(loaded(made.path), in_memory(model, config, batches)[1])
 
 
+@pytest.mark.slow
 def test_filters_and_patterns_by_weights_alone(tmp_path):
     model = mixed()
     folder = saved(model, tmp_path / "dense")

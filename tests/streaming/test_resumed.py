@@ -82,7 +82,7 @@ def test_killed_by_the_system(dense, expected, tmp_path):
     same(loaded(made.path), expected)
 
 
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stopped_at_every_write(skip, tmp_path, monkeypatch):
     """Each file that is written may be the last one; nothing is there under a name by halves."""
     folder = saved(decoder(depth=4, skip=skip), tmp_path / "dense")

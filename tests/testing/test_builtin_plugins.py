@@ -11,12 +11,24 @@ from engine.testing.outcome import Check, run
 from engine.testing.subject import Subject
 from engine.testing.suite import checks_for
 
+#: What takes a second or more of each plugin; these stand for the others where it is to be fast.
+DEAR = {
+    "it_compiles_as_one_graph",
+    "it_composes_with_pruners",
+    "it_composes_with_quantizers",
+    "it_trains_in_distributed_data_parallel",
+    "it_works_with_every_algorithm",
+    "onnx_gives_the_same_outputs",
+}
+STAND_FOR_ALL = {"level", "qat", "gptq", "n_m"}
+
 
 def marks(plugin: Plugin, check: Check) -> list[pytest.MarkDecorator]:
     """Exporting graphs takes seconds each, and a dozen of them are tried."""
     writes = check.function.__module__ == "engine.testing.exporting"
     graph = plugin.expresses.get("example", False)
-    return [pytest.mark.slow] if writes and graph else []
+    dear = check.name in DEAR and plugin.name not in STAND_FOR_ALL
+    return [pytest.mark.slow] if dear or (writes and graph) else []
 
 
 PAIRS = [

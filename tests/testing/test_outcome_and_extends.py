@@ -107,6 +107,7 @@ def test_a_one_shot_algorithm_may_find_it_too(site):
     )
 
 
+@pytest.mark.slow
 def test_it_passes_what_says_something_of_it(site):
     results = {r.name: r for r in check_plugin(outcome(site))}
     assert not [r for r in results.values() if r.outcome == FAILED]
