@@ -88,7 +88,9 @@ LAYERS = {
 @pytest.mark.parametrize(
     "scheme", ["per_tensor_affine", "per_channel_symmetric", "per_group_affine"]
 )
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", [n if n == "linear" else pytest.param(n, marks=pytest.mark.slow) for n in LAYERS]
+)
 @torch.no_grad()
 def test_outputs_move_less_than_rounded_to_nearest_on_the_same_grid(name, scheme):
     layer, shape = copy.deepcopy(LAYERS[name])

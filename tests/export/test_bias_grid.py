@@ -90,6 +90,7 @@ def denormal(model):
     model[0].bias.copy_(torch.tensor([0.0, 0.33, 0.2, 0.47, 1e-9, 0.29]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", [one_huge, dead, denormal])
 @pytest.mark.parametrize(
     "scheme",

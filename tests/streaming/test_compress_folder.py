@@ -40,17 +40,22 @@ def same(one, other):
     ("name", "config_list", "more"),
     [
         ("wanda", PRUNED, {}),
-        ("wanda", [{"op_types": ["Linear"]}], {"pattern": "2:4"}),
-        ("sparse_gpt", PRUNED, {}),
         ("gptq", GROUPS, {}),
-        ("awq", GROUPS, {}),
-        ("smooth_quant", GROUPS, {}),
-        ("ada_round", GROUPS, {"iterations": 20, "damping": [0.1]}),
-        ("ptq", GROUPS, {}),
-        ("level", PRUNED, {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("wanda", [{"op_types": ["Linear"]}], {"pattern": "2:4"}),
+                ("sparse_gpt", PRUNED, {}),
+                ("awq", GROUPS, {}),
+                ("smooth_quant", GROUPS, {}),
+                ("ada_round", GROUPS, {"iterations": 20, "damping": [0.1]}),
+                ("ptq", GROUPS, {}),
+                ("level", PRUNED, {}),
+            ]
+        ),
     ],
 )
-@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("skip", [False, True])
 def test_it_is_what_comes_out_in_memory(name, config_list, more, skip, tmp_path):
     model = decoder(depth=4, skip=skip)
     folder = saved(model, tmp_path / "dense")
@@ -166,7 +171,9 @@ class TestOfTransformers:
         assert json.loads((made.path / "config.json").read_text()) == stated
         assert (made.path / "tokenizer.json").exists()
 
-    @pytest.mark.parametrize(("name", "bits"), [("gptq", 4), ("naive", 8)])
+    @pytest.mark.parametrize(
+        ("name", "bits"), [("gptq", 4), pytest.param("naive", 8, marks=pytest.mark.slow)]
+    )
     def test_integers_are_loaded_by_compressed_tensors(self, dense, tmp_path, name, bits):
         pytest.importorskip("compressed_tensors", reason="needs engine[compressed-tensors]")
         folder, model, batches = dense

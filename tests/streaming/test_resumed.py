@@ -82,7 +82,8 @@ def test_killed_by_the_system(dense, expected, tmp_path):
     same(loaded(made.path), expected)
 
 
-@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [False, True])
 def test_stopped_at_every_write(skip, tmp_path, monkeypatch):
     """Each file that is written may be the last one; nothing is there under a name by halves."""
     folder = saved(decoder(depth=4, skip=skip), tmp_path / "dense")
@@ -179,6 +180,7 @@ def test_another_call_is_refused(dense, tmp_path, more, word):
     assert lines[2] == f"  remove {partial}, or choose another name"
 
 
+@pytest.mark.slow
 def test_a_full_disk(dense, expected, tmp_path, monkeypatch):
     from engine.streaming import shards
 
