@@ -1,10 +1,9 @@
 """Calibrated on two processes that see different batches, as on one that sees them all."""
 
-import multiprocessing
-
 import pytest
 import torch
 from decoders import decoder, tokens
+from processes import group_of_two, reports_of_two
 from torch import distributed
 
 import engine
@@ -32,28 +31,18 @@ def compressed(name, batches):
     return model.state_dict()
 
 
-def part(rank, folder):
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    try:
+def part(rank, meet, results):
+    with group_of_two(rank, meet):
         made = {name: compressed(name, tokens(4)[rank::2]) for name in CONFIGS}
-        torch.save(made, f"{folder}/{rank}.pt")
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+        file = f"{meet}{rank}.pt"
+        torch.save(made, file)
+        results.put((rank, file))
 
 
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_with_half_of_the_batches_each(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=part, args=(rank, str(tmp_path))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    files = reports_of_two(part, tmp_path / "meet")
+    found = [torch.load(files[rank]) for rank in range(2)]
     for name in CONFIGS:
         alone = compressed(name, tokens(4))
         for key, value in alone.items():

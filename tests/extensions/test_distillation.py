@@ -2,11 +2,11 @@
 
 import copy
 import io
-import multiprocessing
 import warnings
 
 import pytest
 import torch
+from processes import group_of_two, reports_of_two
 from torch import distributed, nn
 from torch.nn import functional as F
 
@@ -307,36 +307,26 @@ def test_a_model_with_a_loss_of_its_own_has_it_added_there(use_mask):
         assert torch.allclose(found[name], parameter.grad, rtol=1e-6, atol=1e-9), name
 
 
-def in_parallel(rank, folder):
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    try:
+def in_parallel(rank, meet, results):
+    with group_of_two(rank, meet):
         model = net()
         compressor = distilled(model, hidden=["1"])
         wrapped = nn.parallel.DistributedDataParallel(model)
         x, y = data()
         loss = compressor.loss(F.cross_entropy(wrapped(x[rank::2]), y[rank::2]))
         loss.backward()
-        torch.save(gradients(model), f"{folder}/{rank}.pt")
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+        file = f"{meet}{rank}.pt"
+        torch.save(gradients(model), file)
+        results.put((rank, file))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_have_the_gradients_of_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=in_parallel, args=(r, str(tmp_path))) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
+    files = reports_of_two(in_parallel, tmp_path / "meet")
     model, (x, y) = net(), data()
     distilled(model, hidden=["1"]).loss(F.cross_entropy(model(x), y)).backward()
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(files[rank])
         for own, expected in zip(found, gradients(model), strict=True):
             assert torch.allclose(own, expected, rtol=1e-10, atol=1e-12)

@@ -2,10 +2,10 @@
 
 import copy
 import io
-import multiprocessing
 
 import pytest
 import torch
+from processes import group_of_two, reports_of_two
 from torch import distributed, nn
 from torch.nn import functional as F
 
@@ -312,11 +312,8 @@ def test_a_model_that_counts_its_blocks_is_as_it_was():
     assert pruner.removed_blocks() == ["layers.1", "layers.2"]
 
 
-def in_parallel(rank, folder):
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    try:
+def in_parallel(rank, meet, results):
+    with group_of_two(rank, meet):
         net = model()
         pruner = pruned(net, tokens(4)[rank::2])
         wrapped = nn.parallel.DistributedDataParallel(net)
@@ -325,23 +322,16 @@ def in_parallel(rank, folder):
             optimizer.zero_grad()
             wrapped(batch).square().mean().backward()
             optimizer.step()
-        torch.save([pruner.removed_blocks(), net.state_dict()], f"{folder}/{rank}.pt")
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+        file = f"{meet}{rank}.pt"
+        torch.save([pruner.removed_blocks(), net.state_dict()], file)
+        results.put((rank, file))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_agree_and_train(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=in_parallel, args=(r, str(tmp_path))) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    (gone, first), (others, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    files = reports_of_two(in_parallel, tmp_path / "meet")
+    (gone, first), (others, second) = (torch.load(files[rank]) for rank in range(2))
     assert gone == others == pruned(model(), tokens(4)).removed_blocks()
     assert same(first, second)
 
