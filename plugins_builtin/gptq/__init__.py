@@ -30,7 +30,8 @@ class GPTQQuantizer(PostTrainingQuantizer):
         """Return the weight on its grid; the damping is the best on inputs kept apart."""
         grid: Grid = wrapper.grids["weight"]  # type: ignore[assignment]
         if inputs.has_rows:
-            inputs.fitted.gram()  # its pass tells the square norms that clipping asks for as well
+            # The pass for what the sweep begins with tells the square norms that clipping asks for.
+            (inputs.fitted if len(self.damping) > 1 else inputs).gram()
         scale, zero_point = self.clipped_grid(wrapper, inputs, clip=self.clip)
         if not inputs.has_rows:
             weight = grid.nearest(wrapper.weight.detach().float(), scale, zero_point)
