@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from engine.attach.compressor import Compressor
-from engine.attach.learned_parameters import LearnedParameters
-from engine.errors import EngineError
-from engine.integrations.given import compressor_of, load_beside, save_beside
+from engine.integrations.given import attached, join, load_beside, refuse_sharded, save_beside
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,12 +35,8 @@ def compress(
     """
     kind = str(accelerator.distributed_type)
     if kind.rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise EngineError(
-            "parameters that FSDP, DeepSpeed or Megatron shard are not supported yet\n"
-            "  train on one process, or with distributed data parallel"
-        )
-    made = compressor_of(model, compressor, arguments)
-    made.compress()
+        refuse_sharded(f"accelerate with {kind}")
+    made = attached(model, compressor, arguments)
 
     def save(models: Any, weights: Any, folder: str) -> None:
         if accelerator.is_main_process:
@@ -50,9 +44,7 @@ def compress(
 
     def load(models: Any, folder: str) -> None:
         load_beside(made, folder)
-        learned = LearnedParameters(made.bound_model, made.wrappers)
-        for optimizer in accelerator._optimizers:
-            learned.join(optimizer)
+        join(made, accelerator._optimizers)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

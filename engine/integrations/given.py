@@ -1,16 +1,18 @@
-"""A compressor in somebody else's training: made from what is given, its state in a folder."""
+"""A compressor in somebody else's training: made from what is given, its optimizers, its state."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
+from torch.optim import Optimizer
 
 from engine.attach.compressor import Compressor
 from engine.attach.create import create_compressor
+from engine.attach.learned_parameters import LearnedParameters
 from engine.errors import CheckpointError, EngineError
 from engine.files import load_tensors, save_tensors
 
@@ -38,18 +40,36 @@ def load_beside(compressor: Compressor, folder: str | os.PathLike[str]) -> None:
     compressor.load_state_dict(load_tensors(path))
 
 
-def compressor_of(model: nn.Module, given: Any, arguments: Mapping[str, Any]) -> Compressor:
-    """Return the compressor that is given, or made of the configuration that is.
+def attached(model: nn.Module, given: Any, arguments: Mapping[str, Any]) -> Compressor:
+    """Return the compressor that is given, or made of the configuration that is, attached.
 
     Raises:
         EngineError: it works on another model, or arguments are given beside it.
     """
     if not isinstance(given, Compressor):
-        return create_compressor(model, given, **arguments)
-    if given.bound_model is not model:
+        made = create_compressor(model, given, **arguments)
+    elif given.bound_model is not model:
         raise EngineError("the compressor works on another model than the one that is trained")
-    if arguments:
+    elif arguments:
         raise EngineError(
             f"{', '.join(map(repr, arguments))}: a compressor that is made takes no more arguments"
         )
-    return given
+    else:
+        made = given
+    made.compress()
+    return made
+
+
+def refuse_sharded(who: str) -> NoReturn:
+    """Raise EngineError: ``who`` shards parameters."""
+    raise EngineError(
+        f"parameters that {who} shards are not supported yet\n"
+        "  train on one process, or with distributed data parallel"
+    )
+
+
+def join(compressor: Compressor, optimizers: Iterable[Optimizer]) -> None:
+    """Put what the algorithm learns into the optimizers, so that a saved state fits them."""
+    learned = LearnedParameters(compressor.bound_model, compressor.wrappers)
+    for optimizer in optimizers:
+        learned.join(optimizer)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback
 
 from engine.attach.compressor import Compressor
-from engine.attach.learned_parameters import LearnedParameters
 from engine.errors import EngineError
-from engine.integrations.given import compressor_of
+from engine.integrations.given import attached, join, refuse_sharded
 from engine.integrations.progress import sparsity_of
 
 if TYPE_CHECKING:
@@ -63,19 +62,12 @@ class Compression(Callback):
             return
         strategy = type(trainer.strategy).__name__
         if strategy.startswith(_SHARDING):
-            raise EngineError(
-                f"parameters that {strategy} shards are not supported yet\n"
-                "  train on one process, or with distributed data parallel"
-            )
-        self.compressor = compressor_of(pl_module, self._given, self._arguments)
-        self.compressor.compress()
+            refuse_sharded(strategy)
+        self.compressor = attached(pl_module, self._given, self._arguments)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put what the algorithm learns into the optimizers, before their states are loaded."""
-        compressor = self._made()
-        learned = LearnedParameters(compressor.bound_model, compressor.wrappers)
-        for optimizer in trainer.optimizers:
-            learned.join(optimizer)
+        join(self._made(), trainer.optimizers)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from engine.attach.compressor import Compressor
-from engine.attach.learned_parameters import LearnedParameters
 from engine.errors import EngineError
-from engine.integrations.given import compressor_of, load_beside, save_beside
+from engine.integrations.given import attached, join, load_beside, refuse_sharded, save_beside
 from engine.integrations.progress import sparsity_of
 
 if TYPE_CHECKING:
@@ -56,12 +55,8 @@ def compress(
     if trainer.optimizer is not None and trainer.state.global_step:
         raise EngineError("the trainer has trained already: compress before trainer.train()")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise EngineError(
-            "parameters that FSDP or DeepSpeed shards are not supported yet\n"
-            "  train on one process, or with distributed data parallel"
-        )
-    made = compressor_of(model, compressor, arguments)
-    made.compress()
+        refuse_sharded("FSDP or DeepSpeed")
+    made = attached(model, compressor, arguments)
     callback = _Callback(made, at_end)
     _load_with_the_model(trainer, callback)
     _join_the_optimizer(trainer, made)
@@ -136,7 +131,7 @@ def _join_the_optimizer(trainer: Trainer, compressor: Compressor) -> None:
 
     def create_optimizer(*args: Any, **kwargs: Any) -> Optimizer:
         optimizer: Optimizer = own(*args, **kwargs)
-        LearnedParameters(compressor.bound_model, compressor.wrappers).join(optimizer)
+        join(compressor, [optimizer])
         return optimizer
 
     trainer.__dict__["create_optimizer"] = create_optimizer
