@@ -153,6 +153,11 @@ class Compressor(Configured):
         if learned and self.optimizer is not None:
             learned.join(self.optimizer)
         self.bound_model.__dict__.setdefault(KEEPER, Keeper()).append(self)
+        try:
+            self._when_attached()
+        except BaseException:
+            self.unwrap()
+            raise
         return self.bound_model
 
     def unwrap(self, *, bake: bool = False) -> nn.Module:
@@ -383,6 +388,9 @@ class Compressor(Configured):
 
     def _attach(self, stack: Stack) -> None:
         raise NotImplementedError
+
+    def _when_attached(self) -> None:
+        """Do what is to be done once, as soon as it is attached; if this fails, it is detached."""
 
     def _detach(self) -> None:
         raise NotImplementedError

@@ -88,13 +88,10 @@ class MaskHolder(Compressor):
         """Attach, compute the first masks and apply them; return the same model."""
         if self._stack is None:
             self._trained = False
-            super().compress()
-            try:
-                self.update_masks()
-            except BaseException:
-                self.unwrap()
-                raise
-        return self.bound_model
+        return super().compress()
+
+    def _when_attached(self) -> None:
+        self.update_masks()
 
     def unwrap(self, *, bake: bool = False) -> nn.Module:
         """Detach from the model.

@@ -120,19 +120,6 @@ class Quantizer(Compressor):
 
     # -- surface -------------------------------------------------------------------------------
 
-    def compress(self) -> nn.Module:
-        """Attach, let a one-shot algorithm do its work with ``batches``, return the same model."""
-        if self._stack is None:
-            super().compress()
-            try:
-                if not self.calibrated:
-                    self._use_batches()
-                    self.calibrated = self.batches is not None
-            except BaseException:
-                self.unwrap()
-                raise
-        return self.bound_model
-
     @torch.no_grad()
     def unwrap(self, *, bake: bool = False) -> nn.Module:
         """Detach from the model; with ``bake=True`` the weights keep their quantized values."""
@@ -258,6 +245,12 @@ class Quantizer(Compressor):
     # -- inside --------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def _when_attached(self) -> None:
+        """Let a one-shot algorithm do its work with ``batches``."""
+        if not self.calibrated:
+            self._use_batches()
+            self.calibrated = self.batches is not None
+
     def _use_batches(self) -> None:
         """Do all that needs batches, if there are any."""
         stack = self._stack

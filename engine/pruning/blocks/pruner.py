@@ -56,20 +56,6 @@ class BlockPruner(Compressor):
 
     # -- surface -------------------------------------------------------------------------------
 
-    def compress(self) -> nn.Module:
-        """Measure the blocks, pass the least ones by, and return the same model."""
-        if self._stack is None:
-            super().compress()
-            try:
-                if not self.calibrated:
-                    self._measure()
-                    self.calibrated = True
-                self._pass_by()
-            except BaseException:
-                self.unwrap()
-                raise
-        return self.bound_model
-
     def unwrap(self, *, bake: bool = False) -> nn.Module:
         """Detach. The blocks are put back, with the weights that they had; with ``bake`` they go.
 
@@ -181,6 +167,13 @@ class BlockPruner(Compressor):
 
     def _finishing(self) -> None:
         """Be told that the model is about to be exported."""
+
+    def _when_attached(self) -> None:
+        """Measure the blocks, and pass the least ones by."""
+        if not self.calibrated:
+            self._measure()
+            self.calibrated = True
+        self._pass_by()
 
     def _measure(self) -> None:
         stack = self._stack
